@@ -1,0 +1,163 @@
+package main
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// floors lists the packages of each floor, from the ground up. A package may
+// import packages of lower floors only; those of one floor do not import each
+// other, except for the arrows in beside.
+var floors = [][]string{
+	0: {"sandbox", "webhooks", "configs", "internal"},
+	1: {"pipeline"},
+	2: {"agent/store", "pipeline/source", "pipeline/image", "pipeline/nginx", "pipeline/target"},
+	3: {"agent"},
+	4: {"agent/api", "agent/dashboard"},
+	5: {"cli"},
+	6: {""},
+}
+
+// beside lists the imports that are allowed inside a floor: from → to.
+var beside = map[string][]string{
+	"sandbox":               {"sandbox/build", "sandbox/image", "sandbox/monitor", "sandbox/network", "sandbox/runtime", "sandbox/volume"},
+	"sandbox/build":         {"sandbox/image"},
+	"sandbox/runtime":       {"sandbox/runtime/cgroup", "sandbox/runtime/launch", "sandbox/runtime/seccomp", "sandbox/monitor"},
+	"pipeline/target/local": {"pipeline/target/targettest"},
+}
+
+// homes names the one folder in which a library may be imported.
+var homes = map[string]string{
+	"github.com/gin-gonic/gin":               "agent/api",
+	"github.com/robfig/cron/v3":              "agent configs",
+	"github.com/go-git/go-git/v5":            "pipeline/source",
+	"golang.org/x/sys/unix":                  "sandbox cli bench",
+	"github.com/vishvananda/netlink":         "sandbox",
+	"github.com/google/nftables":             "sandbox",
+	"modernc.org/sqlite":                     "agent/store",
+	"github.com/spf13/cobra":                 "cli",
+	"github.com/moby/buildkit":               "sandbox/build",
+	"github.com/google/go-containerregistry": "sandbox/image",
+}
+
+// TestFloors parses the imports of every file. It does not ask the go command,
+// whose cached answer once hid a broken rule.
+func TestFloors(t *testing.T) {
+	docs := map[string]int{}
+	files := 0
+	walk(t, func(path, pkg string, imports []string, doc bool) {
+		files++
+		if _, ok := docs[pkg]; !ok {
+			docs[pkg] = 0
+		}
+		if doc {
+			docs[pkg]++
+		}
+		for _, to := range imports {
+			if own, ok := strings.CutPrefix(to, "naru/"); ok {
+				if !allowed(pkg, own) {
+					t.Errorf("%s: %s must not import %s", path, name(pkg), own)
+				}
+				continue
+			}
+			checkHome(t, path, pkg, to)
+		}
+	})
+	if files < 20 {
+		t.Fatalf("only %d files were looked at", files)
+	}
+	for pkg, n := range docs {
+		if n != 1 {
+			t.Errorf("package %s has %d package comments, want 1", name(pkg), n)
+		}
+	}
+}
+
+// walk calls f for every Go file that is not a test.
+func walk(t *testing.T, f func(path, pkg string, imports []string, doc bool)) {
+	t.Helper()
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata") {
+			return filepath.SkipDir
+		}
+		if d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly|parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		var imports []string
+		for _, i := range file.Imports {
+			to, err := strconv.Unquote(i.Path.Value)
+			if err != nil {
+				return err
+			}
+			imports = append(imports, to)
+		}
+		pkg := filepath.ToSlash(filepath.Dir(path))
+		if pkg == "." {
+			pkg = ""
+		}
+		f(path, pkg, imports, file.Doc != nil)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func allowed(from, to string) bool {
+	if slices.Contains(beside[from], to) || from == to {
+		return true
+	}
+	return floor(to) < floor(from)
+}
+
+// floor finds the floor of the longest listed folder that holds pkg. Tools for
+// measuring and testing stand on the roof.
+func floor(pkg string) int {
+	best, length := len(floors), -1
+	for n, list := range floors {
+		for _, f := range list {
+			if (pkg == f || f != "" && strings.HasPrefix(pkg, f+"/")) && len(f) > length {
+				best, length = n, len(f)
+			}
+		}
+	}
+	return best
+}
+
+func checkHome(t *testing.T, path, pkg, to string) {
+	t.Helper()
+	for lib, where := range homes {
+		if to != lib && !strings.HasPrefix(to, lib+"/") {
+			continue
+		}
+		ok := slices.ContainsFunc(strings.Fields(where), func(home string) bool {
+			return pkg == home || strings.HasPrefix(pkg, home+"/")
+		})
+		if !ok {
+			t.Errorf("%s: %s has its home in %s, not in %s", path, lib, where, name(pkg))
+		}
+	}
+	if pkg == "pipeline" && strings.Contains(strings.Split(to, "/")[0], ".") {
+		t.Errorf("%s: pipeline needs the standard library only, not %s", path, to)
+	}
+}
+
+func name(pkg string) string {
+	if pkg == "" {
+		return "main"
+	}
+	return pkg
+}
