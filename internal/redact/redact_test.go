@@ -1,0 +1,158 @@
+package redact
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"testing"
+)
+
+// oracle masks by trying every secret at every place, slowly and plainly.
+func oracle(s string, patterns []string) string {
+	cover := make([]bool, len(s))
+	for i := range len(s) {
+		for _, p := range patterns {
+			if strings.HasPrefix(s[i:], p) {
+				for j := range p {
+					cover[i+j] = true
+				}
+			}
+		}
+	}
+	var out strings.Builder
+	for i := range len(s) {
+		if !cover[i] {
+			out.WriteByte(s[i])
+		} else if i == 0 || !cover[i-1] {
+			out.WriteString(Mask)
+		}
+	}
+	return out.String()
+}
+
+func TestString(t *testing.T) {
+	for _, c := range []struct{ name, in, want string }{
+		{"no secret", "hello", "hello"},
+		{"in the middle", "a hunter2 b", "a *** b"},
+		{"at the end", "x=hunter2", "x=***"},
+		{"twice without a gap is one mask", "hunter2hunter2", "***"},
+		{"overlapping itself", "ababab", "***"},
+		{"a prefix alone stays", "hunter", "hunter"},
+		{"prefix, then the secret", "huhunter2", "hu***"},
+		{"escaped in a URL", "https://x:p%40ss+word%2F@h", "https://x:***@h"},
+		{"escaped in JSON", `{"k":"a\"b\nlong line of it"}`, `{"k":"***"}`},
+		{"one line of several", "|long line of it|", "|***|"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := String(c.in, "hunter2", "abab", "p@ss word/", "a\"b\nlong line of it\n", "", " \n")
+			if got != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// TestAnyChunking is the property: whichever way the input is cut, the output is
+// that of the oracle.
+func TestAnyChunking(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	text := func(n int) string {
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = "abc"[r.IntN(3)] // few letters: many overlaps
+		}
+		return string(b)
+	}
+	for range 3000 {
+		secrets := make([]string, 1+r.IntN(4))
+		for i := range secrets {
+			secrets[i] = text(1 + r.IntN(6))
+		}
+		in := text(r.IntN(60))
+		want := oracle(in, secrets)
+		var out bytes.Buffer
+		w := NewWriter(&out, secrets...)
+		for rest := in; rest != ""; {
+			n := 1 + r.IntN(min(7, len(rest)))
+			if k, err := io.WriteString(w, rest[:n]); k != n || err != nil {
+				t.Fatalf("write: %d, %v", k, err)
+			}
+			rest = rest[n:]
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if out.String() != want {
+			t.Fatalf("secrets %q, in %q: got %q, want %q", secrets, in, out.String(), want)
+		}
+	}
+}
+
+func TestOnlyAPossibleSecretIsHeldBack(t *testing.T) {
+	var out bytes.Buffer
+	w := NewWriter(&out, "hunter2")
+	_, _ = io.WriteString(w, "a line\nhun")
+	if out.String() != "a line\n" {
+		t.Errorf("got %q before the tail is decided", out.String())
+	}
+	_, _ = io.WriteString(w, "gry\n")
+	if out.String() != "a line\nhungry\n" {
+		t.Errorf("got %q", out.String())
+	}
+}
+
+func TestWithoutSecretsNothingIsHeld(t *testing.T) {
+	var out bytes.Buffer
+	if _, err := io.WriteString(NewWriter(&out), "abc"); err != nil || out.String() != "abc" {
+		t.Errorf("got %q, %v", out.String(), err)
+	}
+}
+
+type failing struct{}
+
+func (failing) Write([]byte) (int, error) { return 0, io.ErrShortWrite }
+
+func TestErrorsStick(t *testing.T) {
+	w := NewWriter(failing{}, "s3cret")
+	for range 2 {
+		if _, err := io.WriteString(w, "abc"); !errors.Is(err, io.ErrShortWrite) {
+			t.Errorf("got %v", err)
+		}
+	}
+	w = NewWriter(io.Discard, "s3cret")
+	if err := errors.Join(w.Close(), w.Close()); err != nil {
+		t.Errorf("closing twice: %v", err)
+	}
+	if _, err := io.WriteString(w, "x"); err == nil {
+		t.Error("write after Close went well")
+	}
+}
+
+func FuzzMask(f *testing.F) {
+	f.Add("the hunter2 text", "hunter2", uint8(3))
+	f.Fuzz(func(t *testing.T, in, secret string, cut uint8) {
+		if strings.ContainsAny(secret, "\r\n") {
+			t.Skip()
+		}
+		var out bytes.Buffer
+		w := NewWriter(&out, secret)
+		n := min(int(cut), len(in))
+		_, _ = io.WriteString(w, in[:n])
+		_, _ = io.WriteString(w, in[n:])
+		_ = w.Close()
+		if want := oracle(in, variants([]string{secret})); out.String() != want {
+			t.Errorf("secret %q, in %q, cut %d: got %q, want %q", secret, in, n, out.String(), want)
+		}
+	})
+}
+
+func BenchmarkWriter(b *testing.B) {
+	line := []byte(strings.Repeat("step 3/9: compiling something ", 100))
+	w := NewWriter(io.Discard, "ghp_0123456789abcdefghij", "another-secret-value")
+	b.SetBytes(int64(len(line)))
+	for b.Loop() {
+		_, _ = w.Write(line)
+	}
+}
