@@ -12,7 +12,13 @@ import (
 )
 
 func (r *run) fetch(ctx context.Context, t Trigger) error {
-	c, err := r.e.Source.Fetch(ctx, r.facts.App.Repo, t.Commit, r.log)
+	// What a webhook says it pushed may have been replaced since: the newest
+	// commit is wanted. Only a person's word names a commit.
+	hint := ""
+	if t.Kind == Manual {
+		hint = t.Commit
+	}
+	c, err := r.e.Source.Fetch(ctx, r.facts.App.Repo, hint, r.log)
 	if err != nil {
 		return err
 	}
