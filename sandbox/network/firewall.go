@@ -1,0 +1,176 @@
+package network
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// ruleset is the root's table as data: chains in order, each with its rules.
+type ruleset []ruleChain
+
+type ruleChain struct {
+	chain *nftables.Chain
+	rules [][]expr.Any
+}
+
+func (m *Manager) tableName() string { return "naru-" + m.id }
+
+// Per network there is one chain for what it sends and one for what it gets.
+// Their presence also tells that the network is in the table.
+func fromChain(bridge string) string   { return "from-" + bridge }
+func toChain(bridge string) string     { return "to-" + bridge }
+func toHostChain(bridge string) string { return "host-" + bridge }
+
+// plan writes the whole table. A drop is final in any base chain, whatever
+// other tables say, so isolation does not depend on anyone; an accept is not,
+// which is why coexist.go exists.
+//
+// No sets or maps: some kernels are built without them (NF_TABLES sets of
+// verdicts), and a machine has a handful of networks.
+func (m *Manager) plan(networks []definition) ruleset {
+	raw := ruleChain{chain: baseChain("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -300)}
+	forward := ruleChain{chain: baseChain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, -10)}
+	input := ruleChain{chain: baseChain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, -10)}
+	nat := ruleChain{chain: baseChain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, 100)}
+	var own ruleset
+	for _, d := range networks {
+		br := m.bridgeName(d.Name)
+		raw.rules = append(raw.rules, spoofRules(br, d.Subnet)...)
+		own = append(own,
+			ruleChain{&nftables.Chain{Name: fromChain(br)}, fromRules(br, d)},
+			ruleChain{&nftables.Chain{Name: toChain(br)}, [][]expr.Any{rule(replies(), accept()), drop()}})
+		forward.rules = append(forward.rules, rule(iif(br), jump(fromChain(br))), rule(oif(br), jump(toChain(br))))
+		if d.Untrusted {
+			own = append(own, ruleChain{&nftables.Chain{Name: toHostChain(br)}, hostRules()})
+			input.rules = append(input.rules, rule(iif(br), jump(toHostChain(br))))
+		}
+		if !d.Internal {
+			nat.rules = append(nat.rules, rule(saddr(d.Subnet), oifNot(br), masquerade()))
+		}
+	}
+	// Chains that are jumped to must exist before the jumps.
+	return append(own, raw, forward, input, nat)
+}
+
+// spoofRules run before connection tracking and routing.
+func spoofRules(br string, subnet netip.Prefix) [][]expr.Any {
+	return [][]expr.Any{
+		rule(iif(br), saddrNot(subnet), drop()),
+		// The host's own loopback services, where route_localnet is on for all
+		// interfaces (CVE-2020-8558).
+		rule(iif(br), daddr(netip.MustParsePrefix("127.0.0.0/8")), drop()),
+		// A neighbour on the uplink, or another network, that routes to the
+		// subnet through this host. Replies to NATed connections carry the host's
+		// address here, so they are not meant.
+		rule(daddr(subnet), iifNot(br), iifNot("lo"), drop()),
+	}
+}
+
+// fromRules judge what members of the network send through the host.
+func fromRules(br string, d definition) [][]expr.Any {
+	same := accept()
+	if d.Untrusted {
+		same = drop()
+	}
+	rules := [][]expr.Any{
+		// br_netfilter shows frames between two ports here as well.
+		rule(oif(br), same),
+		rule(family(unix.NFPROTO_IPV6), drop()),
+	}
+	if d.Internal {
+		return append(rules, drop())
+	}
+	if d.Untrusted {
+		linkLocal := daddr(netip.MustParsePrefix("169.254.0.0/16"))
+		rules = append(rules,
+			// Some clouds have their name server there.
+			rule(linkLocal, toPort(unix.IPPROTO_UDP, 53), accept()),
+			rule(linkLocal, toPort(unix.IPPROTO_TCP, 53), accept()),
+			rule(linkLocal, drop()))
+	}
+	return rules
+}
+
+// hostRules judge what untrusted members send to the host itself.
+func hostRules() [][]expr.Any {
+	return [][]expr.Any{
+		rule(replies(), accept()),
+		rule(toPort(unix.IPPROTO_UDP, 53), accept()),
+		rule(toPort(unix.IPPROTO_TCP, 53), accept()),
+		drop(),
+	}
+}
+
+// applyRules replaces the root's table by one transaction: packets meet the
+// old rules or the new ones, never none.
+func (m *Manager) applyRules(networks []definition) error {
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	table := &nftables.Table{Name: m.tableName(), Family: nftables.TableFamilyINet}
+	c.AddTable(table) // so that the deletion finds one
+	c.DelTable(table)
+	c.AddTable(table)
+	for _, rc := range m.plan(networks) {
+		rc.chain.Table = table
+		c.AddChain(rc.chain)
+		for _, r := range rc.rules {
+			c.AddRule(&nftables.Rule{Table: table, Chain: rc.chain, Exprs: r})
+		}
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("write nftables table %s: %w", table.Name, err)
+	}
+	return nil
+}
+
+// hasRules says whether the network is in the table. It is asked at every
+// Attach because "nft flush ruleset", which restarts of nftables.service run,
+// takes our table away too.
+func (m *Manager) hasRules(bridge string) bool {
+	c, err := nftables.New()
+	if err != nil {
+		return false // applyRules will say it
+	}
+	table := &nftables.Table{Name: m.tableName(), Family: nftables.TableFamilyINet}
+	_, err = c.ListChain(table, fromChain(bridge))
+	return err == nil
+}
+
+// dropTable deletes a table of ours if it is there.
+func dropTable(name string) error {
+	tables, err := listTables()
+	if err != nil || !tables[name] {
+		return err
+	}
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	c.DelTable(&nftables.Table{Name: name, Family: nftables.TableFamilyINet})
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("delete nftables table %s: %w", name, err)
+	}
+	return nil
+}
+
+func listTables() (map[string]bool, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return nil, fmt.Errorf("open nftables: %w", err)
+	}
+	list, err := dump(func() ([]*nftables.Table, error) { return c.ListTablesOfFamily(nftables.TableFamilyINet) })
+	if err != nil {
+		return nil, fmt.Errorf("list nftables: %w", err)
+	}
+	names := map[string]bool{}
+	for _, t := range list {
+		names[t.Name] = true
+	}
+	return names, nil
+}

@@ -1,0 +1,147 @@
+package network
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sort"
+	"time"
+
+	"naru/internal/atomicfile"
+)
+
+const recordDir = "addresses"
+
+// record says whose an address is. It is written before the veth exists and
+// marked freed after the veth is gone, so that an address has one owner at any
+// time, whenever the process is killed.
+type record struct {
+	Address   netip.Addr `json:"address"`
+	Container string     `json:"container"`
+	Hostname  string     `json:"hostname,omitempty"`
+	Interface string     `json:"interface"`       // inside the container
+	Link      string     `json:"link"`            // the veth's end on the host
+	NetNS     uint64     `json:"netns,omitempty"` // inode of the namespace
+	Pid       int        `json:"pid,omitempty"`   // a process in it at the time of Attach
+	Since     time.Time  `json:"since"`
+	Freed     time.Time  `json:"freed,omitzero"` // set: in quarantine
+}
+
+func (r record) inUse() bool { return r.Freed.IsZero() }
+
+// rested says whether the quarantine is over. A clock that was set back must
+// not keep the address locked up.
+func (r record) rested(now time.Time) bool {
+	d := now.Sub(r.Freed)
+	return !r.inUse() && (d >= quarantine || d < -quarantine)
+}
+
+// mac is derived from the address (locally administered, unicast), so that a
+// neighbour's ARP entry stays true when the address changes hands.
+func mac(a netip.Addr) net.HardwareAddr {
+	b := a.As4()
+	return net.HardwareAddr{0x02, 'n', b[0], b[1], b[2], b[3]}
+}
+
+func (m *Manager) recordPath(network string, a netip.Addr) string {
+	return filepath.Join(m.networkDir(network), recordDir, a.String())
+}
+
+// records returns all records of a network, by address.
+func (m *Manager) records(network string) ([]record, error) {
+	entries, err := os.ReadDir(filepath.Join(m.networkDir(network), recordDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	var all []record
+	for _, e := range entries {
+		a, err := netip.ParseAddr(e.Name())
+		if err != nil {
+			continue // a temporary file
+		}
+		data, err := os.ReadFile(m.recordPath(network, a))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a reader without lock met a writer
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read address: %w", err)
+		}
+		var r record
+		if err := json.Unmarshal(data, &r); err != nil {
+			return nil, fmt.Errorf("read %s: %w", m.recordPath(network, a), err)
+		}
+		r.Address = a // the name of the file is what excludes others
+		all = append(all, r)
+	}
+	sort.Slice(all, func(i, j int) bool { return all[i].Address.Less(all[j].Address) })
+	return all, nil
+}
+
+func (m *Manager) putRecord(network string, r record) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("write address record: %w", err)
+	}
+	path := m.recordPath(network, r.Address)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("write address record: %w", err)
+	}
+	if err := atomicfile.WriteFile(path, data, 0o600); err != nil {
+		return fmt.Errorf("write address record: %w", err)
+	}
+	return nil
+}
+
+func (m *Manager) dropRecord(network string, a netip.Addr) error {
+	if err := os.Remove(m.recordPath(network, a)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove address record: %w", err)
+	}
+	return nil
+}
+
+// free sends an address into quarantine.
+func (m *Manager) free(network string, r record) error {
+	r.Freed = m.now()
+	return m.putRecord(network, r)
+}
+
+// choose returns an address without an owner: one never used if there is any,
+// otherwise the longest rested. old is the rested record it takes over, if any.
+func choose(d definition, all []record, now time.Time) (a netip.Addr, old *record, err error) {
+	taken := map[netip.Addr]bool{}
+	resting := 0
+	for i, r := range all {
+		taken[r.Address] = true
+		if r.inUse() {
+			continue
+		}
+		resting++
+		if r.rested(now) && (old == nil || r.Freed.Before(old.Freed)) {
+			old = &all[i]
+		}
+	}
+	last := broadcast(d.Subnet)
+	for a = d.gateway().Next(); a != last && d.Subnet.Contains(a); a = a.Next() {
+		if !taken[a] {
+			return a, nil, nil
+		}
+	}
+	if old != nil {
+		return old.Address, old, nil
+	}
+	return a, nil, fmt.Errorf("network %q, %s: %w (%d in quarantine)", d.Name, d.Subnet, ErrFull, resting)
+}
+
+// broadcast is the last address of an IPv4 prefix.
+func broadcast(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().As4()
+	for i := p.Bits(); i < 32; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	return netip.AddrFrom4(b)
+}
