@@ -1,0 +1,128 @@
+package monitor
+
+import (
+	"syscall"
+
+	"naru/sandbox/runtime/launch/step"
+)
+
+// execute is the exec helper: it clones a process that enters the container's
+// namespaces and forks once more (a pid namespace takes only children), waits for
+// that grandchild, which CLONE_PARENT made its child, and reports its end.
+//
+// Before the gate the grandchild's pid comes over the status pipe (8 bytes,
+// the pid at offset 4), so that limits can be set from outside.
+func execute(l *Launch, fds []int) {
+	c, what, err := spawn(l, fds)
+	if err != nil {
+		reply32(Control, ReplyFailed, errnoOf(err), what)
+		syscall.Exit(1)
+	}
+	closeOthers(fds)
+	x := executor{child: c, pid: c.pid}
+	for _, s := range l.Program {
+		x.names = append(x.names, s.Name)
+	}
+	x.run()
+}
+
+type executor struct {
+	child
+	pid   int  // whose end counts; the grandchild's once it is known
+	known bool // pid is the grandchild's
+	waits bool // the grandchild is at its gate
+	names []string
+	msg   [16]byte
+}
+
+func (x *executor) run() {
+	ctl := Control
+	for {
+		p := []pollFD{{fd: int32(x.status), events: pollIn}, {fd: int32(ctl), events: pollIn}}
+		poll(p, -1)
+		if p[1].revents != 0 {
+			ctl = x.permission(ctl)
+		}
+		if p[0].revents != 0 && !x.report() {
+			break
+		}
+	}
+	for {
+		var ws syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &ws, 0, nil)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil {
+			break // no child is left and the right one was not among them
+		}
+		if pid == x.pid {
+			reply32(Control, ReplyExited, uint32(ws), "")
+			break
+		}
+	}
+	syscall.Exit(0)
+}
+
+// permission opens the gate when the creator says so, or kills when it is gone.
+func (x *executor) permission(ctl int) int {
+	n, fds, err := receive(ctl, x.msg[:], 0)
+	closeOthers(fds)
+	if err == syscall.EINTR {
+		return ctl
+	}
+	if err != nil || n == 0 {
+		syscall.Close(x.gate) // before execve the process sees the end of the gate and exits
+		return None
+	}
+	if x.msg[0] == OpStart {
+		writeAll(x.gate, "S")
+	}
+	return ctl
+}
+
+// report is false once execve has happened or failed.
+func (x *executor) report() bool {
+	n, err := syscall.Read(x.status, x.msg[:8])
+	if err == syscall.EINTR {
+		return true
+	}
+	if err != nil || n != 8 {
+		send(Control, []byte{ReplyOK})
+		return false
+	}
+	d := step.Decoder{Buf: x.msg[4:8]}
+	switch x.msg[0] {
+	case 0:
+		x.pid, x.known = int(d.U32()), true
+	case 'R':
+		x.waits = true
+	default:
+		name := "unknown step"
+		if i := int(x.msg[2]) | int(x.msg[3])<<8; i < len(x.names) {
+			name = x.names[i]
+		}
+		reply32(Control, ReplyFailed, d.U32(), name)
+		return false
+	}
+	if x.known && x.waits { // the two processes report in any order
+		x.known = false
+		x.ready()
+	}
+	return true
+}
+
+// ready gives the creator a pidfd of our own child, whose pid cannot be reused
+// before we reap it.
+func (x *executor) ready() {
+	const sysPidfdOpen = 434
+	e := step.Encoder{Buf: []byte{ReplyReady}}
+	e.U32(uint32(x.pid))
+	fd, _, errno := syscall.Syscall(sysPidfdOpen, uintptr(x.pid), 0, 0)
+	if errno != 0 {
+		reply32(Control, ReplyFailed, uint32(errno), "pidfd_open")
+		return
+	}
+	send(Control, e.Buf, int(fd))
+	syscall.Close(int(fd))
+}

@@ -1,0 +1,240 @@
+package monitor
+
+import (
+	"syscall"
+	"unsafe"
+
+	"naru/sandbox/runtime/launch/step"
+)
+
+// Control is the descriptor on which a monitor or exec helper finds its creator.
+const Control = 3
+
+// Personalities of the tiny program, told by argv[0].
+const (
+	ArgMonitor = "naru-monitor"
+	ArgExec    = "naru-exec"
+)
+
+// Requests: the first byte of a SOCK_SEQPACKET message on the control socket or
+// on monitor.sock. A client may send only OpStatus, OpStart, OpSignal and OpGetFD.
+const (
+	OpUserNS = 'U' // + two id maps, see EncodeMaps → ReplyFD with the namespace
+	OpLaunch = 'L' // with descriptors: a memfd with a Launch, then those it refers to → ReplyReady or ReplyFailed
+	OpAdopt  = 'A' // like OpLaunch, for a container whose monitor died → ReplyOK
+	OpCommit = 'C' // the creator's records are durable; no reply
+	OpStart  = 'S' // → ReplyOK or ReplyFailed, once execve has happened
+	OpStatus = '?' // → ReplyStatus + state byte + pid
+	OpSignal = 'K' // + u32 → ReplyOK or ReplyErrno
+	OpGetFD  = 'G' // → ReplyFD with the init's pidfd and the read ends of its output
+)
+
+// Replies.
+const (
+	ReplyOK     = 'o'
+	ReplyErrno  = '!' // + u32
+	ReplyReady  = 'R' // + u32 pid, with the pidfd
+	ReplyFailed = 'F' // + u32 errno + name of the step
+	ReplyStatus = 's'
+	ReplyFD     = 'f'
+	ReplyExited = 'X' // + u32 wait status: from an exec helper
+)
+
+// State bytes of ReplyStatus.
+const (
+	StateCreated = 'c'
+	StateRunning = 'r'
+)
+
+// Names of files that the monitor writes: in the state directory and in the
+// container's directory on disk.
+const (
+	FileStarted = "started"
+	FileExit    = "exit.json"
+	FileLog     = "log"
+	FileLogOld  = "log.1"
+)
+
+// MaxFDs is how many descriptors one message carries (SCM_MAX_FD, unix(7)).
+const MaxFDs = 253
+
+// None stands for a descriptor that is not there.
+const None = -1
+
+// Launch is what a monitor or exec helper needs to know. Descriptors are indexes
+// into those that came with the message, or None.
+type Launch struct {
+	Name     string // for ps(1)
+	Flags    uint64 // clone(2) flags: namespaces
+	Cgroup   int    // cgroup2 directory to be born in
+	Attach   []int  // cgroup.procs files of v1 hierarchies
+	UIDMap   string // for /proc/pid/uid_map; empty: no user namespace
+	GIDMap   string //
+	Detached bool   // may wait for Start without creator
+	Started  bool   // adopted: it runs already
+	LogMax   uint64 // bytes
+	Dir      int    // directory of log and exit.json
+	State    int    // state directory
+	Listen   int    // monitor.sock, listening
+	Lock     int    // held open as long as the monitor lives, see flock(2)
+	Out      [2]int // read ends of stdout and stderr
+	Copy     [2]int // live copies
+	Kill     int    // cgroup.kill
+	OOM      int    // memory.oom_control or memory.events
+	Pidfd    int    // OpAdopt: the init
+	Stdio    [3]int // exec: handed to the process
+	Program  step.Program
+}
+
+// Encode returns the record.
+func (l *Launch) Encode() []byte {
+	e := &step.Encoder{}
+	e.String(l.Name)
+	e.U64(l.Flags)
+	e.String(l.UIDMap)
+	e.String(l.GIDMap)
+	e.U32(flag(l.Detached) | flag(l.Started)<<1)
+	e.U64(l.LogMax)
+	for _, p := range l.indexes() {
+		e.U32(uint32(*p))
+	}
+	l.Program.Encode(e)
+	return e.Buf
+}
+
+func decodeLaunch(b []byte) (*Launch, bool) {
+	d := &step.Decoder{Buf: b}
+	l := &Launch{Name: d.String(), Flags: d.U64(), UIDMap: d.String(), GIDMap: d.String()}
+	bits := d.U32()
+	l.Detached, l.Started, l.LogMax = bits&1 != 0, bits&2 != 0, d.U64()
+	for _, p := range l.indexes() {
+		*p = int(int32(d.U32()))
+	}
+	l.Program = step.DecodeProgram(d)
+	return l, !d.Bad
+}
+
+// indexes lists the fields that name a descriptor, in wire order.
+func (l *Launch) indexes() []*int {
+	return []*int{&l.Cgroup, &l.Dir, &l.State, &l.Listen, &l.Lock, &l.Out[0], &l.Out[1], &l.Copy[0], &l.Copy[1],
+		&l.Kill, &l.OOM, &l.Pidfd, &l.Stdio[0], &l.Stdio[1], &l.Stdio[2]}
+}
+
+// NewLaunch returns a Launch without descriptors.
+func NewLaunch() *Launch {
+	l := &Launch{}
+	for _, p := range l.indexes() {
+		*p = None
+	}
+	return l
+}
+
+func flag(b bool) uint32 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// EncodeMaps is the body of OpUserNS.
+func EncodeMaps(uid, gid string) []byte {
+	e := &step.Encoder{Buf: []byte{OpUserNS}}
+	e.String(uid)
+	e.String(gid)
+	return e.Buf
+}
+
+// send writes one message; a peer that is gone or does not read is its own loss.
+func send(fd int, msg []byte, fds ...int) {
+	var oob []byte
+	if len(fds) > 0 {
+		oob = syscall.UnixRights(fds...)
+	}
+	for {
+		err := syscall.Sendmsg(fd, msg, oob, nil, syscall.MSG_NOSIGNAL|syscall.MSG_DONTWAIT)
+		if err != syscall.EINTR {
+			return
+		}
+	}
+}
+
+func reply32(fd int, op byte, v uint32, text string) {
+	e := step.Encoder{Buf: []byte{op}}
+	e.U32(v)
+	e.Buf = append(e.Buf, text...)
+	send(fd, e.Buf)
+}
+
+// receive reads one message into buf; n is 0 at the end of the connection.
+func receive(fd int, buf []byte, flags int) (n int, fds []int, err error) {
+	oob := make([]byte, syscall.CmsgSpace(4*MaxFDs))
+	n, oobn, _, _, err := syscall.Recvmsg(fd, buf, oob, flags|syscall.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return 0, nil, err
+	}
+	msgs, err := syscall.ParseSocketControlMessage(oob[:oobn])
+	for i := range msgs {
+		if f, e := syscall.ParseUnixRights(&msgs[i]); e == nil {
+			fds = append(fds, f...)
+		}
+	}
+	return n, fds, err
+}
+
+// launchFrom reads the record from the memfd that came first.
+func launchFrom(fds []int) (*Launch, []int, bool) {
+	if len(fds) == 0 {
+		return nil, nil, false
+	}
+	defer syscall.Close(fds[0])
+	var st syscall.Stat_t
+	if syscall.Fstat(fds[0], &st) != nil {
+		return nil, nil, false
+	}
+	buf := make([]byte, st.Size)
+	if n, err := syscall.Pread(fds[0], buf, 0); err != nil || n != len(buf) {
+		return nil, nil, false
+	}
+	l, ok := decodeLaunch(buf)
+	return l, fds[1:], ok
+}
+
+type pollFD struct {
+	fd      int32
+	events  int16
+	revents int16
+}
+
+// Poll events, poll(2).
+const (
+	pollIn  = 1
+	pollOut = 4
+	pollEnd = 8 | 16 | 32 // ERR, HUP, NVAL
+)
+
+// poll waits without limit, or ms milliseconds if that is not negative.
+func poll(fds []pollFD, ms int) {
+	var ts *syscall.Timespec
+	if ms >= 0 {
+		t := syscall.NsecToTimespec(int64(ms) * 1e6)
+		ts = &t
+	}
+	syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)), uintptr(unsafe.Pointer(ts)), 0, 0, 0)
+}
+
+func openAt(dir int, name string, flags int, perm uint32) (int, error) {
+	return syscall.Openat(dir, name, flags|syscall.O_CLOEXEC, perm)
+}
+
+// writeAll writes to a descriptor that does not block for long: a procfs, cgroup or gate file.
+func writeAll(fd int, s string) error {
+	_, err := syscall.Write(fd, []byte(s))
+	return err
+}
+
+func itoa(n int) string {
+	if n < 10 {
+		return string(rune('0' + n))
+	}
+	return itoa(n/10) + string(rune('0'+n%10))
+}

@@ -1,0 +1,163 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"naru/sandbox/monitor"
+	"naru/sandbox/runtime/launch/step"
+	"naru/sandbox/runtime/seccomp"
+)
+
+// Exec runs one more process in the container and waits for its end; when ctx
+// ends the process is killed. The seccomp policy is the default one for the
+// process's capabilities.
+func (c *Container) Exec(ctx context.Context, e ExecConfig) (Exit, error) {
+	x, err := c.exec(ctx, e)
+	if err != nil {
+		return x, fmt.Errorf("exec in container %s: %w", c.rec.ID, err)
+	}
+	return x, nil
+}
+
+func (c *Container) exec(ctx context.Context, e ExecConfig) (Exit, error) {
+	if c.State() != Running {
+		return Exit{}, ErrNotRunning
+	}
+	if e.Process == nil {
+		return Exit{}, errors.New("no process")
+	}
+	if err := validateProcess(e.Process, idMap{}); err != nil {
+		return Exit{}, err
+	}
+	h, err := spawn(monitor.ArgExec, nil)
+	if err != nil {
+		return Exit{}, err
+	}
+	defer h.close()
+	if err := c.launchExec(h, e); err != nil {
+		return Exit{}, err
+	}
+	ready, err := h.expect(ctx, monitor.ReplyReady)
+	if err != nil {
+		return Exit{}, err
+	}
+	if len(ready.fds) != 1 {
+		return Exit{}, errors.New("internal error: helper sent no pidfd")
+	}
+	pidfd := ready.fds[0]
+	defer unix.Close(pidfd)
+	if err := setLimits(int(ready.value), e.Process); err != nil {
+		return Exit{}, err // closing the socket ends the waiting process
+	}
+	if _, err := h.call(ctx, []byte{monitor.OpStart}, monitor.ReplyOK); err != nil {
+		return Exit{}, err
+	}
+	return waitExec(ctx, h, pidfd)
+}
+
+func waitExec(ctx context.Context, h *client, pidfd int) (Exit, error) {
+	r, err := h.expect(ctx, monitor.ReplyExited)
+	if err != nil && ctx.Err() != nil {
+		if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return Exit{}, err
+		}
+		return Exit{Code: 128 + int(unix.SIGKILL), At: time.Now()}, ctx.Err()
+	}
+	if err != nil {
+		return Exit{Code: 255, At: time.Now()}, err
+	}
+	return Exit{Code: monitor.ExitCode(syscall.WaitStatus(r.value)), Known: true, At: time.Now()}, nil
+}
+
+// launchExec sends the helper its program and everything it needs.
+func (c *Container) launchExec(h *client, e ExecConfig) error {
+	p := &program{}
+	defer p.close()
+	l := monitor.NewLaunch()
+	l.Name = "naru-exec"
+	var stdio [3]int16
+	for i, f := range []*os.File{e.Stdin, e.Stdout, e.Stderr} {
+		own, err := duplicate(f)
+		if err != nil {
+			return err
+		}
+		stdio[i] = p.file(own)
+	}
+	fd, err := unix.FcntlInt(uintptr(c.pidfd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("duplicate pidfd: %w", err)
+	}
+	pidfd := p.file(os.NewFile(uintptr(fd), "pidfd"))
+	if err := groupFiles(l, p, c.group); err != nil {
+		return err
+	}
+	filter, err := seccomp.Compile(seccomp.Default(boundingOf(e.Process)))
+	if err != nil {
+		return err
+	}
+	tasks, err := openTasks(c.group)
+	if err != nil {
+		return err
+	}
+	l.Program = c.execProgram(p, entry{pidfd, stdio, tasks, filter}, e.Process)
+	return h.launch(monitor.OpLaunch, l, p.files)
+}
+
+// entry is what a process needs on its way into a container.
+type entry struct {
+	pidfd  int16    // register of the init's pidfd
+	stdio  [3]int16 // registers
+	tasks  []*os.File
+	filter []byte
+}
+
+// duplicate gives a descriptor of our own; nil becomes a null device.
+func duplicate(f *os.File) (*os.File, error) {
+	if f == nil {
+		return privateNull()
+	}
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate %s: %w", f.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+func boundingOf(p *specs.Process) []string {
+	if p.Capabilities == nil {
+		return nil
+	}
+	return p.Capabilities.Bounding
+}
+
+// execProgram enters the container and forks once more: a pid namespace takes
+// only children. With CLONE_PARENT the grandchild becomes the helper's child.
+// Between setns and execve the process cannot be traced by the container: it is
+// not dumpable, and its memory holds nothing but this program.
+func (c *Container) execProgram(p *program, e entry, proc *specs.Process) step.Program {
+	const report = 4 // offset in Scratch of {0, 0, 0, 0, pid}
+	p.waitForParent()
+	p.enterCgroups(e.tasks)
+	p.add(step.Call("enter namespaces", unix.SYS_SETNS, step.R(e.pidfd), step.I(c.rec.Namespaces)))
+	parent := step.Program{
+		step.Call("report pid", unix.SYS_WRITE, step.R(step.RegStatus), step.Arg{Kind: step.Scratch, Val: report}, step.I(8)),
+		step.Call("exit", unix.SYS_EXIT_GROUP, step.I(0)),
+	}
+	p.add(step.Call("fork into pid namespace", unix.SYS_CLONE, step.I(unix.CLONE_PARENT|unix.CLONE_PARENT_SETTID|int(unix.SIGCHLD)),
+		step.I(0), step.Arg{Kind: step.Scratch, Val: report + 4}, step.I(0), step.I(0)).On(0, len(parent)))
+	p.add(parent...)
+	if c.rec.Mapped {
+		p.becomeRoot()
+	}
+	p.readyAndWait()
+	p.process(proc, e.stdio, e.filter)
+	return p.steps
+}
