@@ -1,0 +1,152 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// grace is how long something that no image refers to stays although nobody
+// holds it: a killed pull that is tried again finds its layers, a build cache
+// keeps what it uses.
+const grace = time.Hour
+
+// collector decides what may go. The store is locked exclusively while it
+// lives.
+type collector struct {
+	used     map[string]bool // hex digests that images refer to
+	doomed   map[string]bool // those that a removed image referred to: no grace
+	heldFrom time.Time       // what was used later is held; zero: no hold
+	now      time.Time
+}
+
+func (c *collector) mayGo(hex string, used time.Time) bool {
+	// A clock that was set back a little must not end a hold.
+	const slack = time.Minute
+	if c.used[hex] || !c.heldFrom.IsZero() && used.After(c.heldFrom.Add(-slack)) {
+		return false
+	}
+	return c.doomed[hex] || used.Before(c.now.Add(-grace))
+}
+
+// collect removes layers and blobs that nothing refers to. Under the lock they
+// are only moved into a workspace; deleting comes after.
+func (s *Store) collect(ctx context.Context, doomed []record) (freed int64, err error) {
+	w, err := s.newWorkspace()
+	if err != nil {
+		return 0, err
+	}
+	err = s.locked(unix.LOCK_EX, func() error {
+		c, err := s.newCollector(doomed)
+		if err != nil {
+			return err
+		}
+		layers, err := s.collectLayers(ctx, w, c)
+		if err != nil {
+			return err
+		}
+		blobs, err := s.collectBlobs(w, c)
+		freed = layers + blobs
+		return err
+	})
+	s.step("garbage moved")
+	return freed, errors.Join(err, w.remove())
+}
+
+func (s *Store) newCollector(doomed []record) (*collector, error) {
+	c := &collector{used: map[string]bool{}, doomed: map[string]bool{}, now: time.Now()}
+	var err error
+	if c.heldFrom, err = s.liveLeases(); err != nil {
+		return nil, err
+	}
+	records, err := s.readRecords()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range doomed {
+		r.mark(c.doomed)
+	}
+	for _, r := range records {
+		r.mark(c.used)
+	}
+	return c, nil
+}
+
+func (r record) mark(set map[string]bool) {
+	for _, d := range append([]digest.Digest{r.ID, r.Manifest}, r.Layers...) {
+		if checkDigest(d) == nil {
+			set[d.Encoded()] = true
+		}
+	}
+}
+
+func (s *Store) collectLayers(ctx context.Context, w *workspace, c *collector) (freed int64, err error) {
+	entries, err := os.ReadDir(s.path("layers"))
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return freed, err
+		}
+		st, err := e.Info()
+		if err != nil {
+			return freed, err
+		}
+		info, blob := s.storedInfo(e.Name())
+		if !c.mayGo(e.Name(), st.ModTime()) {
+			if blob != nil {
+				c.used[blob.Digest.Encoded()] = true
+			}
+			continue
+		}
+		if blob != nil {
+			c.doomed[blob.Digest.Encoded()] = true
+		}
+		if err := s.bury(w, s.path("layers", e.Name())); err != nil {
+			return freed, err
+		}
+		freed += info.Size
+	}
+	return freed, nil
+}
+
+// storedInfo reads layer.json even if the layer cannot be relied on.
+func (s *Store) storedInfo(hex string) (info layerInfo, blob *ocispec.Descriptor) {
+	data, err := os.ReadFile(s.path("layers", hex, "layer.json"))
+	if err != nil || json.Unmarshal(data, &info) != nil || info.Blob == nil || checkDigest(info.Blob.Digest) != nil {
+		return info, nil
+	}
+	return info, info.Blob
+}
+
+func (s *Store) collectBlobs(w *workspace, c *collector) (freed int64, err error) {
+	entries, err := os.ReadDir(s.path("blobs", "sha256"))
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range entries {
+		st, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a temporary file of atomicfile
+		}
+		if err != nil {
+			return freed, err
+		}
+		if !c.mayGo(e.Name(), st.ModTime()) {
+			continue
+		}
+		if err := s.bury(w, s.path("blobs", "sha256", e.Name())); err != nil {
+			return freed, err
+		}
+		freed += st.Size()
+	}
+	return freed, nil
+}

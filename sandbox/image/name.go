@@ -1,0 +1,88 @@
+package image
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// The grammar is that of github.com/distribution/reference.
+var (
+	hostPattern = regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?$`)
+	pathPattern = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
+	tagPattern  = regexp.MustCompile(`^[\w][\w.-]{0,127}$`)
+	idPattern   = regexp.MustCompile(`^(?:sha256:)?[a-f0-9]{2,64}$`)
+)
+
+const hub = "docker.io"
+
+// reference is a name taken apart.
+type reference struct {
+	host, path string // "docker.io", "library/debian"
+	tag        string
+	digest     digest.Digest // or "": with one, the tag says nothing
+}
+
+// parseName takes a name apart as Docker does: without a registry it is on
+// docker.io, there without a slash below library/, without a tag "latest".
+func parseName(name string) (reference, error) {
+	r := reference{host: hub}
+	rest, at, pinned := strings.Cut(name, "@")
+	if pinned {
+		r.digest = digest.Digest(at)
+		if err := checkDigest(r.digest); err != nil {
+			return r, fmt.Errorf("image name %q: %w", name, err)
+		}
+	}
+	if i := strings.LastIndexByte(rest, ':'); i > strings.LastIndexByte(rest, '/') {
+		rest, r.tag = rest[:i], rest[i+1:]
+		if !tagPattern.MatchString(r.tag) {
+			return r, fmt.Errorf("image name %q: bad tag", name)
+		}
+	}
+	if r.tag == "" && !pinned {
+		r.tag = "latest"
+	}
+	r.path = rest
+	if host, path, ok := strings.Cut(rest, "/"); ok && isHost(host) {
+		r.host, r.path = host, path
+	}
+	if r.host == "index.docker.io" {
+		r.host = hub
+	}
+	if r.host == hub && !strings.Contains(r.path, "/") {
+		r.path = "library/" + r.path
+	}
+	if !hostPattern.MatchString(r.host) || !pathPattern.MatchString(r.path) || len(r.path) > 255 {
+		return r, fmt.Errorf("image name %q: want [registry/]path[:tag] in lower case", name)
+	}
+	return r, nil
+}
+
+func isHost(s string) bool {
+	return strings.ContainsAny(s, ".:") || s == "localhost" || strings.ToLower(s) != s
+}
+
+// short is the form people type and Docker shows; it is what the store keeps.
+func (r reference) short() string {
+	path := r.path
+	if r.host == hub {
+		path = strings.TrimPrefix(path, "library/")
+	} else {
+		path = r.host + "/" + path
+	}
+	if r.digest != "" {
+		return path + "@" + r.digest.String()
+	}
+	return path + ":" + r.tag
+}
+
+// full is the form with every part, which containerd and Docker write into archives.
+func (r reference) full() string {
+	if r.digest != "" {
+		return r.host + "/" + r.path + "@" + r.digest.String()
+	}
+	return r.host + "/" + r.path + ":" + r.tag
+}

@@ -1,0 +1,256 @@
+package image
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"naru/sandbox/image/layer"
+)
+
+// Save writes images to one archive that is an OCI layout and a docker archive
+// at once: docker load, skopeo oci-archive and Load read it. An image that is
+// asked for by name keeps this name, one by id has none, as with docker save.
+// The same images give the same bytes.
+func (s *Store) Save(ctx context.Context, w io.Writer, refs ...string) error {
+	if err := s.save(ctx, w, refs); err != nil {
+		return fmt.Errorf("save images: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) save(ctx context.Context, w io.Writer, refs []string) (err error) {
+	if len(refs) == 0 {
+		return errors.New("no image named")
+	}
+	hold, err := s.Hold()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, hold.Release()) }()
+	e := &export{store: s, tar: tar.NewWriter(w), written: map[string]bool{}}
+	for _, ref := range refs {
+		if err := e.add(ref); err != nil {
+			return err
+		}
+	}
+	if err := e.index(); err != nil {
+		return err
+	}
+	for _, img := range e.images {
+		if err := e.blobs(ctx, img); err != nil {
+			return err
+		}
+	}
+	return e.tar.Close()
+}
+
+// export is one archive being written.
+type export struct {
+	store   *Store
+	tar     *tar.Writer
+	images  []*exported
+	written map[string]bool
+}
+
+type exported struct {
+	id       digest.Digest
+	config   []byte
+	manifest []byte
+	names    []reference
+	layers   []layerInfo
+}
+
+// add prepares one image; one that is there already may get another name.
+func (e *export) add(ref string) error {
+	img, err := e.store.Get(ref)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(e.images, func(x *exported) bool { return x.id == img.ID })
+	if i < 0 {
+		x, err := e.prepare(img)
+		if err != nil {
+			return err
+		}
+		e.images, i = append(e.images, x), len(e.images)
+	}
+	if name, err := parseName(ref); err == nil && slices.Contains(img.Names, name.short()) {
+		e.images[i].names = append(e.images[i].names, name)
+	}
+	return nil
+}
+
+func (e *export) prepare(img Image) (*exported, error) {
+	x := &exported{id: img.ID}
+	var err error
+	if x.config, err = os.ReadFile(e.store.blobPath(img.ID)); err != nil {
+		return nil, err
+	}
+	if x.layers, _, err = e.store.useLayers(img.Layers); err != nil {
+		return nil, err
+	}
+	if x.manifest, err = e.store.manifestFor(img, x.config, x.layers); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// manifestFor gives the manifest the image came with, if it is in OCI's format
+// and about the bytes that are kept; a layer may have come with another image
+// in another compression. Otherwise it makes one.
+func (s *Store) manifestFor(img Image, config []byte, layers []layerInfo) ([]byte, error) {
+	data, err := os.ReadFile(s.blobPath(img.Manifest))
+	if err != nil {
+		return nil, err
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(data, &m); err != nil {
+		return nil, fmt.Errorf("read manifest %s: %w", img.Manifest, err)
+	}
+	same := slices.EqualFunc(m.Layers, layers, func(desc ocispec.Descriptor, info layerInfo) bool {
+		return desc.Digest == info.descriptor().Digest
+	})
+	if same && m.MediaType == ocispec.MediaTypeImageManifest && m.Config.MediaType == ocispec.MediaTypeImageConfig {
+		return data, nil
+	}
+	return makeManifest(config, layers)
+}
+
+// index writes the files that say what the archive holds; first, so that a
+// reader of the stream knows what to expect.
+func (e *export) index() error {
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
+	docker := []dockerManifest{}
+	for _, x := range e.images {
+		index.Manifests = append(index.Manifests, x.descriptors()...)
+		docker = append(docker, x.docker())
+	}
+	layout := ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}
+	for _, file := range []struct {
+		name    string
+		content any
+	}{{ocispec.ImageLayoutFile, layout}, {ocispec.ImageIndexFile, index}, {"manifest.json", docker}} {
+		data, err := json.Marshal(file.content)
+		if err != nil {
+			return err
+		}
+		if err := e.bytes(file.name, data); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{"blobs/", "blobs/sha256/"} {
+		if err := e.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755, ModTime: time.Unix(0, 0)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// descriptors gives one entry of the index for each name.
+func (x *exported) descriptors() []ocispec.Descriptor {
+	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(x.manifest), Size: int64(len(x.manifest))}
+	if len(x.names) == 0 {
+		return []ocispec.Descriptor{desc}
+	}
+	var all []ocispec.Descriptor
+	for _, name := range x.names {
+		desc.Annotations = map[string]string{nameAnnotation: name.full(), ocispec.AnnotationRefName: name.short()}
+		all = append(all, desc)
+	}
+	return all
+}
+
+func (x *exported) docker() dockerManifest {
+	m := dockerManifest{Config: blobName(x.id), RepoTags: []string{}, Layers: []string{}}
+	for _, name := range x.names {
+		if name.digest == "" {
+			m.RepoTags = append(m.RepoTags, name.short())
+		}
+	}
+	for _, info := range x.layers {
+		m.Layers = append(m.Layers, blobName(info.descriptor().Digest))
+	}
+	return m
+}
+
+func (e *export) blobs(ctx context.Context, x *exported) error {
+	for _, data := range [][]byte{x.config, x.manifest} {
+		if err := e.bytes(blobName(digest.FromBytes(data)), data); err != nil {
+			return err
+		}
+	}
+	for _, info := range x.layers {
+		if err := e.layer(ctx, info); err != nil {
+			return fmt.Errorf("layer %s: %w", info.DiffID, err)
+		}
+	}
+	return nil
+}
+
+func (e *export) layer(ctx context.Context, info layerInfo) error {
+	desc := info.descriptor()
+	if ok, err := e.begin(blobName(desc.Digest), desc.Size); !ok || err != nil {
+		return err
+	}
+	return e.store.writeLayer(ctx, info, e.tar)
+}
+
+func (e *export) bytes(name string, data []byte) error {
+	if ok, err := e.begin(name, int64(len(data))); !ok || err != nil {
+		return err
+	}
+	_, err := io.Copy(e.tar, bytes.NewReader(data))
+	return err
+}
+
+// begin writes the header of a file; false: the file is in the archive.
+func (e *export) begin(name string, size int64) (bool, error) {
+	if e.written[name] {
+		return false, nil
+	}
+	e.written[name] = true
+	return true, e.tar.WriteHeader(&tar.Header{
+		Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o644, ModTime: time.Unix(0, 0), Format: tar.FormatPAX,
+	})
+}
+
+// writeLayer writes the bytes that info.descriptor describes: those that were
+// kept, or the tar made from the directory. It fails if they are not the ones
+// they were, that is if somebody changed the store.
+func (s *Store) writeLayer(ctx context.Context, info layerInfo, w io.Writer) (err error) {
+	out := newSink(w)
+	if info.Blob == nil {
+		err = layer.Pack(ctx, filepath.Join(s.layerPath(info.DiffID), "fs"), out)
+	} else {
+		err = s.copyBlob(info.Blob.Digest, out)
+	}
+	if err != nil {
+		return err
+	}
+	if want := info.descriptor().Digest; out.digest() != want {
+		return fmt.Errorf("it was changed on disk: %s instead of %s", out.digest(), want)
+	}
+	return nil
+}
+
+func (s *Store) copyBlob(d digest.Digest, w io.Writer) error {
+	f, err := os.Open(s.blobPath(d))
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(w, f)
+	return errors.Join(err, f.Close())
+}
