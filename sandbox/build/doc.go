@@ -1,0 +1,31 @@
+// Package build makes an image from a Dockerfile. Syntax is read by BuildKit's
+// own parser; what the instructions mean is written here, after BuildKit's
+// dockerfile2llb, and where we differ the code says so. Whatever an instruction
+// can say is either done or refused with file and line, never ignored.
+//
+// Words: a stage is a FROM and what follows it. A step is an instruction that
+// makes a layer (RUN, COPY, ADD, WORKDIR); the others only change the config. A
+// source is a tree that files are copied from: the build context, or what an
+// image or an earlier stage has made. A key is the digest of everything that a
+// step's layer depends on.
+//
+// One build: the Dockerfile is read and parsed (dockerfile.go) and its stages
+// become a plan (plan.go): which are reachable from the target, in which order,
+// and that they hold nothing we do not do (refuse.go). Then stage by stage, each
+// instruction changes the stage's state (config.go) or is a step (layer.go): its
+// key is looked up in the cache (cache.go) and a hit adds the layer that is there
+// already. On a miss the store gives a new layer; RUN hands it to the Executor
+// (run.go); COPY, ADD and WORKDIR write into it (copy.go, write.go, untar.go)
+// through an overlay of the layers below that is mounted nowhere (view.go), so
+// that links of the image are followed inside the image and nothing is left
+// behind by a crash. The layer is committed to the store, then remembered under
+// its key: a build that is killed leaves nothing but good layers and a directory
+// that the store sweeps.
+//
+// Every path of a context or an image is resolved by the kernel below its root
+// (root.go). The cache knows files by content; the content of a context's file is
+// remembered by inode, ctime, mtime and size (sums.go), so that a second build of
+// an unchanged context reads no file.
+//
+// The package starts no process and listens to nothing: RUN is the Executor's.
+package build

@@ -1,0 +1,129 @@
+package build
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/moby/patternmatcher"
+	"github.com/opencontainers/go-digest"
+
+	"naru/sandbox/image"
+)
+
+// files are the files of a transfer, looked for when they are needed.
+type files struct {
+	*build
+	t      transfer
+	layers []digest.Digest // that hold them; not for the context
+	src    *source         // opened when it is looked at
+	found  []pick
+	own    bool // src ends with this transfer
+}
+
+// files says where a transfer's files are.
+func (r *stageRun) files(ctx context.Context, t transfer) (*files, error) {
+	f := &files{build: r.build, t: t}
+	switch {
+	case t.from == nil:
+		f.src = r.contextSource()
+	case t.from.stage != nil:
+		f.layers = r.done[t.from.stage].layers
+	default:
+		if _, known := r.images[t.from.image]; !known {
+			v := r.out.begin("load image " + t.from.image)
+			_, err := r.image(ctx, t.from.image, v)
+			v.end(err)
+			if err != nil {
+				return nil, err
+			}
+		}
+		f.layers = r.images[t.from.image].Layers
+	}
+	return f, nil
+}
+
+// contextSource opens the build context, once.
+func (b *build) contextSource() *source {
+	if b.context == nil {
+		b.context = &source{
+			root: b.tree, context: true, ignore: b.file.ignore,
+			sums: loadSums(b.cache.sumsFile(b.o.Context)), clock: clockOf(b.tree),
+		}
+	}
+	return b.context
+}
+
+// key is the key of the files' content. For files in layers, which never
+// change, it is remembered.
+func (f *files) key(ctx context.Context) (string, error) {
+	if f.t.from == nil {
+		if err := f.find(ctx); err != nil {
+			return "", err
+		}
+		return f.contentKey(), nil
+	}
+	k := newKey("where")
+	k.layers(f.layers)
+	k.field("sources", f.t.params.SourcePaths...)
+	k.field("exclude", f.t.exclude...)
+	where := k.key()
+	if content, ok := f.cache.content(where); ok {
+		return content, nil
+	}
+	if err := f.find(ctx); err != nil {
+		return "", err
+	}
+	content := f.contentKey()
+	return content, f.cache.putContent(where, content)
+}
+
+func (f *files) contentKey() string {
+	k := newKey("files")
+	k.feed(f.src, f.found)
+	return k.key()
+}
+
+// find walks the source and sums its files, once.
+func (f *files) find(ctx context.Context) error {
+	if f.found != nil {
+		return nil
+	}
+	if f.src == nil {
+		lower, err := f.store.Lower(image.Image{Layers: f.layers})
+		if err != nil {
+			return err
+		}
+		tree, err := f.viewOf(lower)
+		if err != nil {
+			return err
+		}
+		f.src, f.own = &source{root: tree}, true
+	}
+	var exclude sieve
+	if len(f.t.exclude) > 0 {
+		m, err := patternmatcher.New(f.t.exclude)
+		if err != nil {
+			return fmt.Errorf("--exclude: %w", err)
+		}
+		exclude.matcher = m
+	}
+	found := []pick{}
+	for _, arg := range f.t.params.SourcePaths {
+		picks, err := f.src.pick(ctx, arg, exclude)
+		if err != nil {
+			return err
+		}
+		if len(picks) == 0 {
+			f.out.warn(fmt.Sprintf("%s: nothing matches %q", f.t.name, arg))
+		}
+		found = append(found, picks...)
+	}
+	f.found = found
+	return nil
+}
+
+func (f *files) close() {
+	if f.own {
+		f.src.root.Close()
+	}
+}

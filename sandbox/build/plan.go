@@ -1,0 +1,198 @@
+package build
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+)
+
+// stage is a FROM and what follows it, with all names resolved.
+type stage struct {
+	index int
+	name  string // "" when it is the only one
+	def   *instructions.Stage
+	base  *stage // FROM an earlier stage
+	image string // FROM an image; neither: from scratch
+	from  map[*instructions.CopyCommand]origin
+	total int // parts that are counted in the progress
+}
+
+// origin is what a COPY --from means: a stage or an image.
+type origin struct {
+	stage *stage
+	image string
+}
+
+// plan is what has to be done, in order.
+type plan struct {
+	stages []*stage // those that the target needs
+	target *stage
+}
+
+// scratch is the FROM of an image without anything below.
+const scratch = "scratch"
+
+// plan resolves the names of stages and keeps what the target needs.
+func (b *build) plan() (*plan, error) {
+	var all []*stage
+	for i := range b.file.stages {
+		st, err := b.newStage(i, all)
+		if err != nil {
+			return nil, b.file.at(b.file.stages[i].Location, err)
+		}
+		all = append(all, st)
+	}
+	for _, st := range all {
+		if err := b.resolveFrom(st, all); err != nil {
+			return nil, err
+		}
+	}
+	target, err := b.findTarget(all)
+	if err != nil {
+		return nil, err
+	}
+	need := map[*stage]bool{}
+	reach(target, need)
+	p := &plan{target: target}
+	for _, st := range all {
+		if !need[st] {
+			continue
+		}
+		if err := b.check(st); err != nil {
+			return nil, err
+		}
+		p.stages = append(p.stages, st)
+	}
+	return p, nil
+}
+
+func (b *build) newStage(i int, earlier []*stage) (*stage, error) {
+	def := &b.file.stages[i]
+	st := &stage{index: i, name: def.Name, def: def, from: map[*instructions.CopyCommand]origin{}}
+	if st.name == "" && len(b.file.stages) > 1 {
+		st.name = fmt.Sprintf("stage-%d", i)
+	}
+	base, _, err := b.file.lex.ProcessWord(def.BaseName, b.globals)
+	if err != nil {
+		return nil, err
+	}
+	if base == "" {
+		return nil, fmt.Errorf("base name (%s) should not be blank", def.BaseName)
+	}
+	if st.base = byName(earlier, base); st.base == nil && base != scratch {
+		st.image = base
+		st.total = 1
+	}
+	for _, cmd := range def.Commands {
+		switch cmd.(type) {
+		case *instructions.RunCommand, *instructions.CopyCommand, *instructions.AddCommand, *instructions.WorkdirCommand:
+			st.total++
+		}
+	}
+	return st, b.checkPlatform(def.Platform)
+}
+
+// checkPlatform refuses all platforms but this machine's: the rest needs an
+// emulator.
+func (b *build) checkPlatform(word string) error {
+	if word == "" {
+		return nil
+	}
+	value, _, err := b.file.lex.ProcessWord(word, b.globals)
+	if err != nil {
+		return err
+	}
+	if value == "" {
+		return fmt.Errorf("empty platform value from expression %s", word)
+	}
+	if value != platform() && !(value == "linux/arm64/v8" && platform() == "linux/arm64") {
+		return fmt.Errorf("FROM --platform=%s: this machine builds for %s only", value, platform())
+	}
+	return nil
+}
+
+// byName finds the latest stage of a name. Names know no case.
+func byName(list []*stage, name string) *stage {
+	for _, st := range slices.Backward(list) {
+		if st.def.Name != "" && strings.EqualFold(st.def.Name, name) {
+			return st
+		}
+	}
+	return nil
+}
+
+// resolveFrom finds out what the COPY --from of a stage mean.
+func (b *build) resolveFrom(st *stage, all []*stage) error {
+	for _, cmd := range st.def.Commands {
+		c, ok := cmd.(*instructions.CopyCommand)
+		if !ok || c.From == "" {
+			continue
+		}
+		word, _, err := b.file.lex.ProcessWord(c.From, vars{})
+		if err == nil && word != c.From {
+			err = errors.New("COPY --from takes no variables: name a stage with FROM and an ARG before the first FROM, and copy from that")
+		}
+		if err != nil {
+			return b.file.at(c.Location(), err)
+		}
+		o := origin{stage: byName(all, c.From)}
+		if n, err := strconv.Atoi(c.From); err == nil {
+			if n < 0 || n >= len(all) {
+				return b.file.at(c.Location(), fmt.Errorf("COPY --from=%d: there are %d stages", n, len(all)))
+			}
+			o.stage = all[n]
+		}
+		if o.stage == nil {
+			o.image = c.From
+		}
+		st.from[c] = o
+	}
+	return nil
+}
+
+func (b *build) findTarget(all []*stage) (*stage, error) {
+	if b.o.Target == "" {
+		return all[len(all)-1], nil
+	}
+	if st := byName(all, b.o.Target); st != nil {
+		return st, nil
+	}
+	if n, err := strconv.Atoi(b.o.Target); err == nil && n >= 0 && n < len(all) {
+		return all[n], nil
+	}
+	return nil, fmt.Errorf("%s: there is no stage %q", b.name(), b.o.Target)
+}
+
+// reach marks what a stage needs, itself too.
+func reach(st *stage, need map[*stage]bool) {
+	if st == nil || need[st] {
+		return
+	}
+	need[st] = true
+	reach(st.base, need)
+	for _, o := range st.from {
+		reach(o.stage, need)
+	}
+}
+
+// check refuses what a stage that is going to be built may not say, before
+// anything of the build has run.
+func (b *build) check(st *stage) error {
+	for _, cmd := range st.def.Commands {
+		if err := refuse(cmd); err != nil {
+			return b.file.at(cmd.Location(), err)
+		}
+		c, ok := cmd.(*instructions.CopyCommand)
+		if !ok {
+			continue
+		}
+		if o := st.from[c]; o.stage != nil && o.stage.index >= st.index {
+			return b.file.at(c.Location(), fmt.Errorf("COPY --from=%s: that stage must come before this one", c.From))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,203 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"naru/sandbox/image"
+)
+
+// state is what a stage has come to.
+type state struct {
+	config  image.Config
+	env     vars // for words and RUN: the config's Env with ARGs, later ones over earlier ones
+	layers  []digest.Digest
+	created time.Time // of the newest layer; zero: of nothing
+}
+
+// stageRun is a stage that is being built.
+type stageRun struct {
+	*build
+	*state
+	st     *stage
+	count  int  // parts shown so far
+	cmdSet bool // CMD was given in this stage, so ENTRYPOINT leaves it
+}
+
+// stage builds one stage; those it needs are done.
+func (b *build) stage(ctx context.Context, st *stage) error {
+	r := &stageRun{build: b, st: st}
+	var err error
+	if r.state, err = r.begin(ctx); err != nil {
+		return b.file.at(st.def.Location, err)
+	}
+	for _, cmd := range st.def.Commands {
+		if err := context.Cause(ctx); err != nil {
+			return b.file.at(cmd.Location(), err)
+		}
+		if err := r.do(ctx, cmd); err != nil {
+			return b.file.at(cmd.Location(), err)
+		}
+	}
+	b.done[st] = r.state
+	return nil
+}
+
+// begin is FROM.
+func (r *stageRun) begin(ctx context.Context) (*state, error) {
+	switch {
+	case r.st.base != nil:
+		return r.done[r.st.base].clone(), nil
+	case r.st.image == "":
+		s := &state{config: image.Config{OS: "linux", Architecture: runtime.GOARCH, Variant: variant()}}
+		s.setEnv("PATH", defaultPath)
+		return s, nil
+	}
+	v := r.out.begin(r.title("FROM " + r.st.image))
+	img, err := r.image(ctx, r.st.image, v)
+	v.end(err)
+	if err != nil {
+		return nil, err
+	}
+	s := (&state{config: img.Config, layers: img.Layers}).clone()
+	s.fillHistory()
+	if s.config.Created != nil {
+		s.created = *s.config.Created
+	}
+	s.env.list = slices.Clone(s.config.Config.Env)
+	if _, ok := s.env.Get("PATH"); !ok {
+		s.setEnv("PATH", defaultPath)
+	}
+	return s, nil
+}
+
+// image finds an image in the store, or pulls it.
+func (b *build) image(ctx context.Context, ref string, out io.Writer) (image.Image, error) {
+	if img, ok := b.images[ref]; ok {
+		return img, nil
+	}
+	img, err := b.store.Get(ref)
+	if errors.Is(err, image.ErrNotFound) {
+		img, err = b.store.Pull(ctx, ref, image.PullOptions{Out: out})
+	}
+	if err != nil {
+		return image.Image{}, err
+	}
+	c := img.Config
+	if c.OS != "" && c.OS != "linux" || c.Architecture != "" && c.Architecture != runtime.GOARCH {
+		return image.Image{}, fmt.Errorf("image %s is for %s/%s; this machine runs %s only", ref, c.OS, c.Architecture, platform())
+	}
+	if len(c.Config.OnBuild) > 0 {
+		return image.Image{}, fmt.Errorf("image %s has ONBUILD instructions, which are not supported: %q", ref, c.Config.OnBuild)
+	}
+	b.images[ref] = img
+	return img, nil
+}
+
+// clone copies all that instructions change.
+func (s *state) clone() *state {
+	c := *s
+	c.env.list = slices.Clone(s.env.list)
+	c.layers = slices.Clone(s.layers)
+	c.config.History = slices.Clone(s.config.History)
+	rc := &c.config.Config
+	rc.Env = slices.Clone(rc.Env)
+	rc.Labels, rc.Volumes, rc.ExposedPorts = maps.Clone(rc.Labels), maps.Clone(rc.Volumes), maps.Clone(rc.ExposedPorts)
+	return &c
+}
+
+// fillHistory gives every layer of a base image an entry: readers of images
+// count them, and images made by import have none.
+func (s *state) fillHistory() {
+	missing := len(s.layers)
+	for _, h := range s.config.History {
+		if !h.EmptyLayer {
+			missing--
+		}
+	}
+	if missing < 0 { // nobody can tell which entry belongs to which layer
+		s.config.History, missing = nil, len(s.layers)
+	}
+	filler := slices.Repeat([]ocispec.History{{Created: s.config.Created, Comment: "layer of the base image"}}, missing)
+	s.config.History = append(filler, s.config.History...)
+}
+
+// setEnv sets a variable in the image.
+func (s *state) setEnv(name, value string) {
+	s.config.Config.Env = setEnv(s.config.Config.Env, name, value)
+	s.env.set(name, value)
+}
+
+// title is how a part is shown: "[build 2/4] RUN make".
+func (r *stageRun) title(text string) string {
+	r.count++
+	if r.st.name == "" {
+		return fmt.Sprintf("[%d/%d] %s", r.count, r.st.total, text)
+	}
+	return fmt.Sprintf("[%s %d/%d] %s", r.st.name, r.count, r.st.total, text)
+}
+
+// history notes an instruction. Values of ARGs are not in it: BuildKit puts
+// them all into the history of every RUN, for everybody to read.
+func (r *stageRun) history(text string, layer bool) {
+	r.config.History = append(r.config.History, ocispec.History{
+		CreatedBy: text, Comment: "naru.dockerfile", EmptyLayer: !layer, Created: r.stamp(r.state),
+	})
+}
+
+// do carries out one instruction.
+func (r *stageRun) do(ctx context.Context, cmd instructions.Command) error {
+	if err := r.expand(cmd); err != nil {
+		return err
+	}
+	switch c := cmd.(type) {
+	case *instructions.RunCommand:
+		return r.runCommand(ctx, c)
+	case *instructions.CopyCommand:
+		return r.copy(ctx, c)
+	case *instructions.AddCommand:
+		return r.add(ctx, c)
+	case *instructions.WorkdirCommand:
+		return r.workdir(ctx, c)
+	case *instructions.ArgCommand:
+		return r.arg(c)
+	}
+	return r.configure(cmd)
+}
+
+// expand puts the values of variables into an instruction's words. ARG looks at
+// its own only when it needs them.
+func (r *stageRun) expand(cmd instructions.Command) error {
+	word := func(lex *shell.Lex) instructions.SingleWordExpander {
+		return func(w string) (string, error) {
+			w, _, err := lex.ProcessWord(w, r.env)
+			return w, err
+		}
+	}
+	if _, isArg := cmd.(*instructions.ArgCommand); isArg {
+		return nil
+	}
+	if c, ok := cmd.(instructions.SupportsSingleWordExpansion); ok {
+		if err := c.Expand(word(r.file.lex)); err != nil {
+			return err
+		}
+	}
+	c, ok := cmd.(instructions.SupportsSingleWordExpansionRaw)
+	if !ok {
+		return nil
+	}
+	lex := shell.NewLex('\\') // the text of heredocs keeps its quotes
+	lex.SkipProcessQuotes = true
+	return c.ExpandRaw(word(lex))
+}

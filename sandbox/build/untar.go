@@ -1,0 +1,320 @@
+package build
+
+import (
+	"archive/tar"
+	"bufio"
+	"compress/bzip2"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
+)
+
+// Limits of an archive that ADD unpacks. They are far above what honest archives
+// hold, and low enough that a bomb ends before the disk does.
+const (
+	archiveEntries = 2_000_000
+	archiveFloor   = 1 << 30 // bytes that are always allowed,
+	archiveRatio   = 20      // and this many times the archive's own size
+	zstdWindow     = 128 << 20
+)
+
+// How compressed files begin.
+const (
+	magicGzip  = "\x1f\x8b"
+	magicBzip2 = "BZh"
+	magicXZ    = "\xfd7zXZ\x00"
+	magicZstd  = "\x28\xb5\x2f\xfd"
+)
+
+// decompress returns what r holds. xz is an error: there is no decoder in here.
+func decompress(r io.Reader) (io.ReadCloser, error) {
+	br := bufio.NewReaderSize(r, 64<<10)
+	head, err := br.Peek(6)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	switch {
+	case strings.HasPrefix(string(head), magicXZ):
+		return nil, errXZ
+	case strings.HasPrefix(string(head), magicGzip):
+		return gzip.NewReader(br)
+	case strings.HasPrefix(string(head), magicBzip2):
+		return io.NopCloser(bzip2.NewReader(br)), nil
+	case strings.HasPrefix(string(head), magicZstd):
+		d, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(zstdWindow), zstd.WithDecoderConcurrency(1))
+		if err != nil {
+			return nil, err
+		}
+		return d.IOReadCloser(), nil
+	}
+	return io.NopCloser(br), nil
+}
+
+var errXZ = errors.New("is compressed with xz, which this builder cannot unpack; use gzip or zstd, or COPY to keep it packed")
+
+// isArchive tells whether ADD unpacks a file: its content, once decompressed,
+// begins with a tar header.
+func isArchive(f io.Reader) (bool, error) {
+	r, err := decompress(f)
+	if errors.Is(err, errXZ) {
+		return false, err
+	}
+	if err != nil {
+		return false, nil // begins like a compressed file and is none
+	}
+	defer r.Close() // read only: nothing can be lost
+	_, err = tar.NewReader(r).Next()
+	return err == nil, nil
+}
+
+// unpack is place for an archive. It reports false, and has done nothing, if
+// the pick is none.
+func (w *writer) unpack(p *pick, dest string) (bool, error) {
+	e := &p.entries[0]
+	if !isFile(&e.stat) {
+		return false, nil
+	}
+	f, err := w.src.root.open(e.path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() // read only: nothing can be lost
+	ok, err := isArchive(f)
+	if err != nil {
+		return false, fmt.Errorf("%q %w", "/"+e.path, err)
+	}
+	if !ok {
+		return false, nil
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return false, err
+	}
+	dir, err := w.dst.resolve(dest)
+	if err != nil {
+		return false, err
+	}
+	if err := w.mkdirAll(dir); err != nil {
+		return false, err
+	}
+	into, err := w.dst.sub(dir)
+	if err != nil {
+		return false, err
+	}
+	defer into.Close()
+	x := extraction{ctx: w.ctx, into: into, owner: w.owner, left: archiveFloor + archiveRatio*e.stat.Size, now: w.now, buf: w.buf}
+	if err := x.run(f); err != nil {
+		return false, fmt.Errorf("unpack /%s: %w", e.path, err)
+	}
+	return true, w.stillHas(f, e)
+}
+
+// stillHas checks that an archive is what its key says, also after it was read.
+func (w *writer) stillHas(f *os.File, e *entry) error {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	return w.copyChecked(io.Discard, f, e)
+}
+
+// extraction writes an archive into a directory. The directory is the root of
+// all its paths and links: what an archive says of "/" or ".." ends there.
+type extraction struct {
+	ctx   context.Context
+	into  *root
+	owner *owner // of --chown, nil: as archived
+	left  int64  // bytes that may still be written
+	now   unix.Timespec
+	buf   []byte
+	dirs  []dirMeta
+}
+
+type dirMeta struct {
+	path string
+	meta meta
+}
+
+func (x *extraction) run(f io.Reader) error {
+	r, err := decompress(f)
+	if err != nil {
+		return err
+	}
+	defer r.Close() // read only: nothing can be lost
+	tr := tar.NewReader(r)
+	for n := 0; ; n++ {
+		h, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if n >= archiveEntries {
+			return fmt.Errorf("more than %d entries", archiveEntries)
+		}
+		if err := context.Cause(x.ctx); err != nil {
+			return err
+		}
+		if err := x.entry(h, tr); err != nil {
+			return fmt.Errorf("entry %q: %w", h.Name, err)
+		}
+	}
+	for i := len(x.dirs) - 1; i >= 0; i-- { // content first: it moves the times
+		d := x.dirs[i]
+		st, err := x.into.lstat(d.path)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !isDir(&st) {
+			continue // a later entry has replaced it
+		}
+		if err != nil {
+			return err
+		}
+		if err := x.into.setMeta(d.path, d.meta); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (x *extraction) entry(h *tar.Header, content io.Reader) error {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	if strings.ContainsRune(h.Name, 0) {
+		return errors.New("name has a zero byte")
+	}
+	name := strings.TrimPrefix(path.Clean("/"+h.Name), "/")
+	if name == "" {
+		return nil // the directory itself stays as it is
+	}
+	if err := checkName(name); err != nil {
+		return err
+	}
+	dir, err := x.into.resolve(parentOf(name))
+	if err != nil {
+		return err
+	}
+	if err := x.parents(dir); err != nil {
+		return err
+	}
+	p := path.Join(dir, path.Base(name))
+	m, err := x.meta(h)
+	if err != nil {
+		return err
+	}
+	st, err := x.into.lstat(p)
+	if err == nil && (!isDir(&st) || h.Typeflag != tar.TypeDir) {
+		err = x.into.removeAll(p)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return x.create(h, p, m, content)
+}
+
+func (x *extraction) meta(h *tar.Header) (meta, error) {
+	m := meta{mode: uint32(h.Mode) & 0o7777, uid: h.Uid, gid: h.Gid}
+	if x.owner != nil {
+		m.uid, m.gid = x.owner.uid, x.owner.gid
+	}
+	if m.uid < 0 || m.uid > maxID || m.gid < 0 || m.gid > maxID {
+		return m, fmt.Errorf("owner %d:%d is outside 0..%d; give another with --chown", m.uid, m.gid, maxID)
+	}
+	mtime := h.ModTime
+	if mtime.Before(time.Unix(0, 0)) {
+		mtime = time.Unix(0, 0)
+	}
+	ts, err := unix.TimeToTimespec(mtime)
+	if err != nil {
+		return m, err
+	}
+	m.mtime = ts
+	if c, ok := h.PAXRecords["SCHILY.xattr."+capsName]; ok {
+		m.caps = []byte(c)
+	}
+	return m, nil
+}
+
+// parents makes the directories that an archive has no entries for.
+func (x *extraction) parents(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	_, err := x.into.lstat(dir)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := x.parents(parentOf(dir)); err != nil {
+		return err
+	}
+	if err := checkName(dir); err != nil {
+		return err
+	}
+	if err := x.into.mkdir(dir); err != nil {
+		return err
+	}
+	return x.into.setMeta(dir, meta{mode: dirMode, mtime: x.now})
+}
+
+func (x *extraction) create(h *tar.Header, p string, m meta, content io.Reader) error {
+	switch h.Typeflag {
+	case tar.TypeDir:
+		if err := x.into.mkdir(p); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		x.dirs = append(x.dirs, dirMeta{p, m})
+		return nil
+	case tar.TypeReg, tar.TypeGNUSparse:
+		return x.file(p, m, content)
+	case tar.TypeSymlink:
+		if err := x.into.symlink(h.Linkname, p); err != nil {
+			return err
+		}
+		if err := x.into.lchown(p, m.uid, m.gid); err != nil {
+			return err
+		}
+		return x.into.setTime(p, m.mtime)
+	case tar.TypeLink:
+		return x.link(h.Linkname, p)
+	case tar.TypeFifo, tar.TypeChar, tar.TypeBlock:
+		kind := map[byte]uint32{tar.TypeFifo: unix.S_IFIFO, tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK}[h.Typeflag]
+		if err := x.into.mknod(p, kind, unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))); err != nil {
+			return err
+		}
+		return x.into.setMeta(p, m)
+	}
+	return fmt.Errorf("type %q is none that a layer can hold", h.Typeflag)
+}
+
+func (x *extraction) file(p string, m meta, content io.Reader) error {
+	f, err := x.into.create(p)
+	if err != nil {
+		return err
+	}
+	n, err := io.CopyBuffer(struct{ io.Writer }{f}, io.LimitReader(content, x.left+1), x.buf)
+	if x.left -= n; err == nil && x.left < 0 {
+		err = errors.New("the archive unpacks to more than is allowed for its size")
+	}
+	if err == nil {
+		err = setFileMeta(f, m)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// link makes another name of a file of this archive, or of one that was there.
+func (x *extraction) link(target, p string) error {
+	dir, base := path.Split(path.Clean("/" + target))
+	dir, err := x.into.resolve(dir)
+	if err != nil {
+		return err
+	}
+	return x.into.link(path.Join(dir, base), p)
+}

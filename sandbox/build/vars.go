@@ -1,0 +1,158 @@
+package build
+
+import (
+	"runtime"
+	"slices"
+	"sort"
+	"strings"
+)
+
+// vars are variables in the order in which they were first set.
+type vars struct{ list []string } // KEY=value
+
+// Get returns a variable (shell.EnvGetter).
+func (v vars) Get(name string) (string, bool) {
+	for _, kv := range v.list {
+		if k, value, _ := strings.Cut(kv, "="); k == name {
+			return value, true
+		}
+	}
+	return "", false
+}
+
+// Keys returns the names (shell.EnvGetter).
+func (v vars) Keys() []string {
+	names := make([]string, len(v.list))
+	for i, kv := range v.list {
+		names[i], _, _ = strings.Cut(kv, "=")
+	}
+	return names
+}
+
+// set sets a variable; one that was there keeps its place.
+func (v *vars) set(name, value string) { v.list = setEnv(v.list, name, value) }
+
+// setEnv returns list with a variable set. It never changes list's own array.
+func setEnv(list []string, name, value string) []string {
+	list = slices.Clone(list)
+	for i, kv := range list {
+		if k, _, _ := strings.Cut(kv, "="); k == name {
+			list[i] = name + "=" + value
+			return list
+		}
+	}
+	return append(list, name+"="+value)
+}
+
+// defaultPath is the PATH of an image that sets none.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// isProxy tells whether a build argument needs no ARG. It is looked at in any
+// case, as in BuildKit.
+func isProxy(name string) bool {
+	switch strings.ToLower(name) {
+	case "http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy":
+		return true
+	}
+	return false
+}
+
+// proxies are the proxy variables that RUN gets, in both spellings, except
+// those that env has already.
+func (b *build) proxies(env vars) []string {
+	var list []string
+	for name, value := range b.o.Args {
+		if !isProxy(name) {
+			continue
+		}
+		b.takenArgs[name] = true
+		for _, spelling := range []string{strings.ToUpper(name), strings.ToLower(name)} {
+			if _, ok := env.Get(spelling); !ok {
+				list = append(list, spelling+"="+value)
+			}
+		}
+	}
+	sort.Strings(list)
+	return slices.Compact(list)
+}
+
+// variant is the second half of an architecture's name in OCI platforms.
+func variant() string {
+	if runtime.GOARCH == "arm" {
+		return "v7"
+	}
+	return ""
+}
+
+// platform is the one we build on and for: there is no other.
+func platform() string {
+	p := "linux/" + runtime.GOARCH
+	if v := variant(); v != "" {
+		p += "/" + v
+	}
+	return p
+}
+
+// globalArgs are the variables of FROM: those of the platform, and the ARGs
+// before the first FROM with their values.
+func (b *build) globalArgs() (vars, error) {
+	target := b.o.Target
+	if target == "" {
+		target = b.file.stages[len(b.file.stages)-1].Name
+	}
+	if target == "" {
+		target = "default"
+	}
+	var g vars
+	for _, kv := range [][2]string{
+		{"BUILDPLATFORM", platform()}, {"BUILDOS", "linux"}, {"BUILDOSVERSION", ""},
+		{"BUILDARCH", runtime.GOARCH}, {"BUILDVARIANT", variant()},
+		{"TARGETPLATFORM", platform()}, {"TARGETOS", "linux"}, {"TARGETOSVERSION", ""},
+		{"TARGETARCH", runtime.GOARCH}, {"TARGETVARIANT", variant()}, {"TARGETSTAGE", target},
+	} {
+		if value, ok := b.buildArg(kv[0]); ok {
+			kv[1] = value
+		}
+		g.set(kv[0], kv[1])
+	}
+	for _, cmd := range b.file.args {
+		for _, arg := range cmd.Args {
+			if value, ok := b.buildArg(arg.Key); ok {
+				g.set(arg.Key, value)
+				continue
+			}
+			if arg.Value == nil {
+				continue
+			}
+			value, _, err := b.file.lex.ProcessWord(*arg.Value, g)
+			if err != nil {
+				return g, b.file.at(cmd.Location(), err)
+			}
+			g.set(arg.Key, value)
+		}
+	}
+	return g, nil
+}
+
+// buildArg returns the caller's value of a declared ARG.
+func (b *build) buildArg(name string) (string, bool) {
+	value, ok := b.o.Args[name]
+	if ok {
+		b.takenArgs[name] = true
+	}
+	return value, ok
+}
+
+// warnUnused names the build arguments that nothing asked for: often a typo.
+func (b *build) warnUnused() {
+	var names []string
+	for name := range b.o.Args {
+		if !b.takenArgs[name] && !isProxy(name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) > 0 {
+		sort.Strings(names)
+		b.out.warn("build arguments that no ARG declares: " + strings.Join(names, ", "))
+	}
+}
