@@ -1,0 +1,89 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"naru/sandbox/runtime"
+)
+
+// ExecOptions is one more process for a running container.
+type ExecOptions struct {
+	Args                  []string
+	Env                   []string // KEY=value, over the container's
+	User                  string   // default: the container's
+	Workdir               string   // default: the container's
+	Stdin, Stdout, Stderr *os.File // nil: /dev/null
+}
+
+// Exec runs a command inside the container and returns its exit code. A
+// program that cannot be executed is code 126 or 127 with the error.
+func (e *Engine) Exec(ctx context.Context, ref string, o ExecOptions) (code int, err error) {
+	id, err := e.resolve(ref)
+	if err != nil {
+		return 0, err
+	}
+	r, err := e.load(id)
+	if err != nil {
+		return 0, err
+	}
+	rt, err := e.open(id)
+	if err != nil {
+		return 0, err
+	}
+	if rt == nil || rt.State() != runtime.Running {
+		return 0, fmt.Errorf("%w: %s", ErrNotRunning, r.Name)
+	}
+	defer rt.Close() // the container needs no descriptor of ours
+	process, err := execProcess(r, rt.Pid(), o)
+	if err != nil {
+		return 0, fmt.Errorf("exec in container %s: %w", short(id), err)
+	}
+	exit, err := rt.Exec(ctx, runtime.ExecConfig{Process: process, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr})
+	if refused := new(runtime.StartError); errors.As(err, &refused) {
+		return refused.Code(), err
+	}
+	return exit.Code, err
+}
+
+// execProcess is the container's own process with other arguments.
+func execProcess(r *record, pid int, o ExecOptions) (*specs.Process, error) {
+	if len(o.Args) == 0 || o.Args[0] == "" {
+		return nil, errors.New("no command given")
+	}
+	p := *r.Process
+	p.Args, p.Env = o.Args, environment(r.Process.Env, o.Env)
+	if o.Workdir != "" {
+		if !path.IsAbs(o.Workdir) {
+			return nil, fmt.Errorf("working directory %q is not absolute", o.Workdir)
+		}
+		p.Cwd = o.Workdir
+	}
+	if o.User == "" {
+		return &p, nil
+	}
+	// HOME was set for the container's user, unless somebody asked for it.
+	if !hasKey(r.Config.Env, "HOME") && !hasKey(o.Env, "HOME") {
+		p.Env = slices.DeleteFunc(p.Env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") })
+	}
+	p.Capabilities = runtime.DefaultSpec(nil).Process.Capabilities
+	// As the container sees its files now, not as the image was. The first
+	// process still lives or Exec fails, so pid was not somebody else.
+	view, err := viewProcess(pid)
+	if err != nil {
+		return nil, err
+	}
+	defer view.Close() // read only: nothing can be lost
+	return &p, asUser(&p, view, o.User)
+}
+
+func hasKey(env []string, key string) bool {
+	return slices.ContainsFunc(env, func(kv string) bool { return strings.HasPrefix(kv, key+"=") })
+}

@@ -1,0 +1,160 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"naru/sandbox/network"
+	"naru/sandbox/runtime"
+)
+
+// Get returns the container that ref names: its name, its id, or the unique
+// beginning of its id.
+func (e *Engine) Get(_ context.Context, ref string) (Container, error) {
+	id, err := e.resolve(ref)
+	if err != nil {
+		return Container{}, err
+	}
+	r, err := e.load(id)
+	if err != nil {
+		return Container{}, err
+	}
+	return e.view(r)
+}
+
+// List returns the containers that run, or all of them, that have all of the
+// labels; an empty value matches any. The newest comes first.
+func (e *Engine) List(_ context.Context, all bool, labels map[string]string) ([]Container, error) {
+	records, err := e.records()
+	if err != nil {
+		return nil, err
+	}
+	list := []Container{}
+	for _, r := range records {
+		if r.Step || !hasLabels(r.Config.Labels, labels) {
+			continue
+		}
+		c, err := e.view(r)
+		if err != nil {
+			return nil, err
+		}
+		if all || c.State == string(runtime.Running) || c.State == string(runtime.Paused) {
+			list = append(list, c)
+		}
+	}
+	slices.SortFunc(list, func(a, b Container) int {
+		if d := b.Created.Compare(a.Created); d != 0 {
+			return d
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return list, nil
+}
+
+// records loads every container; one that goes away meanwhile is left out.
+func (e *Engine) records() ([]*record, error) {
+	ids, err := e.ids()
+	if err != nil {
+		return nil, err
+	}
+	var records []*record
+	for _, id := range ids {
+		r, err := e.load(id)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+func hasLabels(have, want map[string]string) bool {
+	for key, value := range want {
+		got, ok := have[key]
+		if !ok || (value != "" && got != value) {
+			return false
+		}
+	}
+	return true
+}
+
+// view asks the kernel, the monitor and the files how the container is now. It
+// takes no lock and changes nothing.
+func (e *Engine) view(r *record) (Container, error) {
+	c := Container{
+		ID: r.ID, Name: r.Name, Image: r.Config.Image, ImageID: r.ImageID, Command: r.Command,
+		Labels: r.Config.Labels, Created: r.Created, Warnings: r.Warnings, Config: r.Config,
+	}
+	end, ok, err := e.ended(r.ID)
+	if err != nil {
+		return c, fmt.Errorf("look at container: %w", err)
+	}
+	if ok {
+		c.setExit(end.Exit)
+		c.Started = end.Started
+		return c, nil
+	}
+	var s starting
+	if _, err := loadJSON(e.startedFile(r.ID), &s); err != nil {
+		return c, fmt.Errorf("look at container: %w", err)
+	}
+	c.Started = s.Started
+	rt, err := e.open(r.ID)
+	if err != nil {
+		return c, fmt.Errorf("look at container: %w", err)
+	}
+	if rt == nil {
+		c.setExit(unknownExit())
+		return c, nil
+	}
+	return c, errors.Join(e.viewProcess(&c, rt), rt.Close())
+}
+
+func (e *Engine) viewProcess(c *Container, rt *runtime.Container) error {
+	c.State = string(rt.State())
+	if c.State == string(runtime.Stopped) {
+		// The end is on record already: this does not wait.
+		exit, err := rt.Wait(context.Background())
+		c.setExit(exit)
+		return err
+	}
+	c.Pid = rt.Pid()
+	address, err := e.address(c.ID)
+	c.Address = address
+	return err
+}
+
+func (c *Container) setExit(exit runtime.Exit) {
+	c.State = string(runtime.Stopped)
+	c.ExitCode, c.ExitKnown, c.OOM, c.Finished = exit.Code, exit.Known, exit.OOM, exit.At
+}
+
+// address is where the container can be reached; the zero address for none.
+func (e *Engine) address(id string) (netip.Addr, error) {
+	var at network.Attachment
+	found, err := loadJSON(e.addressFile(id), &at)
+	if err != nil || !found {
+		return netip.Addr{}, err
+	}
+	return at.Address.Addr(), nil
+}
+
+// Logs copies what the container has written to stdout and stderr.
+func (e *Engine) Logs(ctx context.Context, ref string, o runtime.LogOptions, stdout, stderr io.Writer) error {
+	id, err := e.resolve(ref)
+	if err != nil {
+		return err
+	}
+	if err := runtime.ReadLog(ctx, e.dir(id), o, stdout, stderr); err != nil {
+		return fmt.Errorf("read log of container %s: %w", short(id), err)
+	}
+	return nil
+}

@@ -1,0 +1,136 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"naru/sandbox/image"
+	"naru/sandbox/runtime"
+)
+
+// PruneOptions says what Prune removes beside stopped containers.
+type PruneOptions struct {
+	AllImages bool // images without a container too, not only those without a name
+	Volumes   bool // volumes that no container mounts
+}
+
+// PruneReport is what Prune has removed.
+type PruneReport struct {
+	Containers []string `json:"containers"` // ids
+	Volumes    []string `json:"volumes"`    // names
+	Freed      int64    `json:"freed"`      // bytes of images
+}
+
+// Prune recovers, and then removes what is not in use.
+func (e *Engine) Prune(ctx context.Context, o PruneOptions) (PruneReport, error) {
+	report := PruneReport{Containers: []string{}, Volumes: []string{}}
+	if err := e.Recover(ctx); err != nil {
+		return report, err
+	}
+	list, err := e.List(ctx, true, nil)
+	if err != nil {
+		return report, err
+	}
+	for _, c := range list {
+		if c.State != string(runtime.Stopped) {
+			continue
+		}
+		err := e.Remove(ctx, c.ID, false)
+		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrRunning) {
+			continue // changed since it was listed
+		}
+		if err != nil {
+			return report, err
+		}
+		report.Containers = append(report.Containers, c.ID)
+	}
+	if o.Volumes {
+		if report.Volumes, err = e.PruneVolumes(ctx); err != nil {
+			return report, err
+		}
+	}
+	report.Freed, err = e.PruneImages(ctx, o.AllImages)
+	return report, err
+}
+
+// PruneImages removes images that no container uses: those without a name, or
+// all. It returns the bytes freed.
+func (e *Engine) PruneImages(ctx context.Context, all bool) (int64, error) {
+	records, err := e.records()
+	if err != nil {
+		return 0, err
+	}
+	used := map[string]bool{}
+	for _, r := range records {
+		used[r.ImageID] = true
+	}
+	return e.images.Prune(ctx, func(img image.Image) bool {
+		return used[img.ID.String()] || (!all && len(img.Names) > 0)
+	})
+}
+
+// PruneVolumes removes the volumes that no container mounts.
+func (e *Engine) PruneVolumes(context.Context) ([]string, error) {
+	removed := []string{}
+	list, err := e.volumes.List()
+	if err != nil {
+		return removed, err
+	}
+	for _, v := range list {
+		// A container that is being made has its record within a moment.
+		if time.Since(v.Created) < time.Minute {
+			continue
+		}
+		err := e.RemoveVolume(v.Name)
+		if errors.Is(err, ErrInUse) {
+			continue
+		}
+		if err != nil {
+			return removed, err
+		}
+		removed = append(removed, v.Name)
+	}
+	return removed, nil
+}
+
+// RemoveVolume deletes a volume, or returns ErrInUse.
+func (e *Engine) RemoveVolume(name string) error {
+	records, err := e.records()
+	if err != nil {
+		return err
+	}
+	for _, r := range records {
+		if slices.ContainsFunc(r.Config.Mounts, func(m Mount) bool { return m.Volume && m.Source == name }) {
+			return fmt.Errorf("volume %s: %w: %s", name, ErrInUse, r.Name)
+		}
+	}
+	return e.volumes.Remove(name)
+}
+
+// RemoveImage takes a name away from an image and deletes the image with its
+// last one, or returns ErrInUse when a container needs it.
+func (e *Engine) RemoveImage(ref string, force bool) error {
+	img, err := e.images.Get(ref)
+	if err != nil {
+		return err
+	}
+	// One name of several: the image stays, so nobody can need it.
+	byID := strings.HasPrefix(img.ID.Encoded(), strings.TrimPrefix(ref, "sha256:"))
+	if len(img.Names) > 1 && !byID {
+		return e.images.Remove(ref, force)
+	}
+	records, err := e.records()
+	if err != nil {
+		return err
+	}
+	for _, r := range records {
+		if r.ImageID == img.ID.String() {
+			return fmt.Errorf("image %s: %w: %s", ref, ErrInUse, firstOf(r.Name, short(r.ID)))
+		}
+	}
+	return e.images.Remove(ref, force)
+}

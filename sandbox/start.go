@@ -1,0 +1,141 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"naru/sandbox/runtime"
+)
+
+// Start lets a created container run. A stopped one is made anew on its own
+// layer, detached from any terminal. A program that cannot be executed comes
+// back as *runtime.StartError, and the container is stopped with its Code.
+func (e *Engine) Start(ctx context.Context, ref string) error {
+	id, err := e.resolve(ref)
+	if err != nil {
+		return err
+	}
+	p, err := e.takeForStart(ctx, id)
+	if err != nil {
+		return fmt.Errorf("start container %s: %w", short(id), err)
+	}
+	defer p.lock.Unlock()
+	err = e.startPending(ctx, id, p)
+	if p.live && err == nil {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.live[id] = p.rt // Wait closes it
+		return nil
+	}
+	return errors.Join(err, p.rt.Close()) // the container goes on by itself
+}
+
+func (e *Engine) startPending(ctx context.Context, id string, p *pending) error {
+	err := saveJSON(e.startedFile(id), starting{time.Now().UTC()})
+	if err == nil {
+		e.step("starting")
+		err = p.rt.Start(ctx)
+	}
+	if err != nil {
+		cleanup, cancel := afterwards(ctx)
+		defer cancel()
+		return e.endUnstarted(cleanup, id, p.rt, err)
+	}
+	e.step("started")
+	return nil
+}
+
+// takeForStart returns the created container of this engine, or makes a
+// stopped one ready again.
+func (e *Engine) takeForStart(ctx context.Context, id string) (*pending, error) {
+	if p := e.takePending(id); p != nil {
+		return p, nil
+	}
+	l, err := e.lockContainer(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	rt, err := e.makeAgain(ctx, id)
+	if err != nil {
+		l.Unlock()
+		return nil, err
+	}
+	return &pending{rt: rt, lock: l}, nil
+}
+
+// takeLive returns the handle of a container whose output this process copies.
+func (e *Engine) takeLive(id string) *runtime.Container {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	rt := e.live[id]
+	delete(e.live, id)
+	return rt
+}
+
+func (e *Engine) takePending(id string) *pending {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p := e.pending[id]
+	delete(e.pending, id)
+	return p
+}
+
+// makeAgain prepares a stopped container for another start.
+func (e *Engine) makeAgain(ctx context.Context, id string) (*runtime.Container, error) {
+	r, err := e.load(id)
+	if err != nil {
+		return nil, err
+	}
+	c, err := e.view(r)
+	if err != nil {
+		return nil, err
+	}
+	if c.State != string(runtime.Stopped) {
+		return nil, ErrRunning
+	}
+	if err := e.settle(ctx, r); err != nil {
+		return nil, err
+	}
+	// started.json comes before ended.json goes: a container that has run once
+	// must never look like one that was never started, or Recover removes it.
+	if err := saveJSON(e.startedFile(id), starting{c.Started}); err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"exit.json", endedFile} {
+		if err := os.Remove(filepath.Join(e.dir(id), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	rt, err := e.prepare(ctx, r, Stdio{}, runtime.Overlay{Lower: r.Lower, Upper: e.upper(id), Work: e.work(id)})
+	if err != nil {
+		cleanup, cancel := afterwards(ctx)
+		defer cancel()
+		return nil, errors.Join(err, e.kill(cleanup, id), e.settle(cleanup, r))
+	}
+	return rt, nil
+}
+
+// endUnstarted settles a container whose program could not be executed: it is
+// stopped, with the code a shell would have given. It returns why, with the
+// program's name.
+func (e *Engine) endUnstarted(ctx context.Context, id string, rt *runtime.Container, why error) error {
+	r, err := e.load(id)
+	if err != nil {
+		return errors.Join(why, err)
+	}
+	code := 125
+	if refused := new(runtime.StartError); errors.As(why, &refused) {
+		if code = refused.Code(); code != 125 {
+			why = fmt.Errorf("%s: %w", r.Command[0], why)
+		}
+	}
+	if err := e.killOpen(ctx, rt); err != nil {
+		return errors.Join(why, err)
+	}
+	return errors.Join(why, e.finish(ctx, r, runtime.Exit{Code: code, Known: true, At: time.Now().UTC()}))
+}
