@@ -1,0 +1,95 @@
+// Package image makes the image of a commit with the sandbox's builder.
+//
+// The life of one request: the exported tree and the app's build section become
+// build options with the limits of a build, the sandbox builds, the image gets
+// the name naru/<app>:<short commit>, and its id goes back. The name keeps the
+// image from being pruned as nameless, and tells people what it is; naru
+// itself goes by the id, which no later build can move.
+package image
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"naru/pipeline"
+	"naru/sandbox"
+	"naru/sandbox/build"
+)
+
+// LabelApp is the label of an image that says which app it was built for. The
+// commit is not in a label: the same content would get another id with every
+// commit, and nothing would be left to reuse.
+const LabelApp = "naru.app"
+
+// Limits bound one build: it runs code that somebody pushed.
+type Limits struct {
+	Memory  int64 // bytes of one step; 0: none
+	CPUs    float64
+	Pids    int64
+	Timeout time.Duration // of the whole build
+	Network string        // of the steps; empty: the sandbox's network for builds
+}
+
+// DefaultLimits leave room for a compiler and end a fork bomb.
+func DefaultLimits() Limits {
+	return Limits{Memory: 4 << 30, Pids: 4096, Timeout: 30 * time.Minute}
+}
+
+// Builder implements pipeline.Builder.
+type Builder struct {
+	engine *sandbox.Engine
+	limits Limits
+}
+
+// New returns a builder over the engine.
+func New(e *sandbox.Engine, l Limits) *Builder { return &Builder{e, l} }
+
+// Build makes the image and returns its id. Unchanged input gives the same id:
+// neither the commit nor the time goes into what the id is made of unless the
+// Dockerfile asks for it, and the builder's cache answers.
+func (b *Builder) Build(ctx context.Context, r pipeline.BuildRequest) (digest string, err error) {
+	dir, err := contextDir(r)
+	if err != nil {
+		return "", fmt.Errorf("build image of %s: %w", r.App, err)
+	}
+	img, err := b.engine.Build(ctx, build.Options{
+		Context: dir, Dockerfile: r.Build.Dockerfile, Target: r.Build.Target, Args: maps.Clone(r.Build.Args),
+		Labels: map[string]string{LabelApp: r.App},
+		Tags:   []string{Name(r.App, r.Commit.Hash)},
+		Out:    r.Log, Network: b.limits.Network,
+		Memory: b.limits.Memory, CPUs: b.limits.CPUs, Pids: b.limits.Pids, Timeout: b.limits.Timeout,
+	})
+	if err != nil {
+		return "", fmt.Errorf("build image of %s: %w", r.App, err)
+	}
+	return img.ID.String(), nil
+}
+
+// contextDir is the directory that the build sees. The tree was written by
+// somebody who pushes: neither ".." nor a link in it may lead out of it.
+func contextDir(r pipeline.BuildRequest) (string, error) {
+	root, err := os.OpenRoot(r.Dir)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close() // read only: nothing can be lost
+	sub := filepath.Clean(filepath.FromSlash(r.Build.Context))
+	info, err := root.Stat(sub)
+	if err != nil {
+		return "", fmt.Errorf("context %q: %w", r.Build.Context, err)
+	}
+	if !info.IsDir() {
+		return "", fmt.Errorf("context %q is no directory", r.Build.Context)
+	}
+	return filepath.Join(r.Dir, sub), nil
+}
+
+// Name is what the image of a commit is called.
+func Name(app, commit string) string {
+	return "naru/" + strings.ToLower(app) + ":" + commit[:min(len(commit), 12)]
+}
