@@ -1,0 +1,174 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/template"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"naru/sandbox"
+	"naru/sandbox/volume"
+)
+
+func inspectCommand(env *Env) *cobra.Command {
+	format := ""
+	c := &cobra.Command{
+		Use:   "inspect CONTAINER...",
+		Short: "Show all that is known of containers, as a JSON array",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: withEngine(env, func(ctx context.Context, e *sandbox.Engine, args []string) error {
+			return inspectAll(env, args, format, func(ref string) (any, error) {
+				c, err := e.Get(ctx, ref)
+				if err != nil {
+					return nil, err
+				}
+				return inspectContainer(e, c), nil
+			})
+		}),
+	}
+	c.Flags().StringVarP(&format, "format", "f", "", "Go template for each container")
+	c.Flags().Bool("json", true, "as JSON, which it always is")
+	return c
+}
+
+// inspectAll prints what get finds as a JSON array or by a template. What is
+// missing is reported after what is there.
+func inspectAll(env *Env, refs []string, format string, get func(ref string) (any, error)) error {
+	found, errs := []any{}, []error{}
+	for _, ref := range refs {
+		v, err := get(ref)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		found = append(found, v)
+	}
+	if format != "" {
+		return errors.Join(append(errs, printFormat(env.Stdout, format, found))...)
+	}
+	return errors.Join(append(errs, printJSON(env, found))...)
+}
+
+// printFormat writes each row by a Go template with Docker's json function.
+func printFormat(w io.Writer, format string, rows []any) error {
+	if format == "json" {
+		format = "{{json .}}"
+	}
+	asJSON := func(v any) (string, error) {
+		data, err := json.Marshal(v)
+		return string(data), err
+	}
+	t, err := template.New("format").Funcs(template.FuncMap{"json": asJSON, "join": strings.Join}).Parse(format)
+	if err != nil {
+		return usage("--format: %w", err)
+	}
+	for _, row := range rows {
+		if err := t.Execute(w, row); err != nil {
+			return err
+		}
+		fmt.Fprintln(w)
+	}
+	return nil
+}
+
+// The shapes below have Docker's names, so that scripts written for docker
+// inspect find what they look for. What naru does not have is left out.
+type inspected struct {
+	Id, Created, Path string
+	Args              []string
+	State             inspectedState
+	Image, Name       string
+	HostConfig        inspectedHost
+	Mounts            []inspectedMount
+	Config            inspectedConfig
+	NetworkSettings   inspectedNetwork
+	Warnings          []string
+}
+
+type inspectedState struct {
+	Status                     string
+	Running, Paused, OOMKilled bool
+	Pid, ExitCode              int
+	ExitKnown                  bool
+	StartedAt, FinishedAt      string
+}
+
+type inspectedHost struct {
+	NetworkMode, UsernsMode     string
+	Memory, NanoCpus, PidsLimit int64
+	ReadonlyRootfs, AutoRemove  bool
+}
+
+type inspectedMount struct {
+	Type, Name, Source, Destination string
+	RW                              bool
+}
+
+type inspectedConfig struct {
+	Hostname, User, WorkingDir, Image, StopSignal string
+	Env, Cmd, Entrypoint                          []string
+	Labels                                        map[string]string
+	StopTimeout                                   int
+}
+
+type inspectedNetwork struct {
+	IPAddress string
+	Networks  map[string]inspectedEndpoint
+}
+
+type inspectedEndpoint struct{ IPAddress string }
+
+func inspectContainer(e *sandbox.Engine, c sandbox.Container) inspected {
+	stamp := func(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+	state := inspectedState{
+		Status: c.State, Running: c.State == "running" || c.State == "paused", Paused: c.State == "paused", OOMKilled: c.OOM,
+		Pid: c.Pid, ExitCode: c.ExitCode, ExitKnown: c.ExitKnown, StartedAt: stamp(c.Started), FinishedAt: stamp(c.Finished),
+	}
+	if state.Status == "stopped" {
+		state.Status = "exited"
+	}
+	address := ""
+	if c.Address.IsValid() {
+		address = c.Address.String()
+	}
+	return inspected{
+		Id: c.ID, Created: stamp(c.Created), Path: c.Command[0], Args: c.Command[1:], State: state, Image: c.ImageID, Name: "/" + c.Name,
+		HostConfig: inspectedHost{
+			NetworkMode: c.Config.Network, UsernsMode: c.Config.UserNS, Memory: c.Config.Memory, NanoCpus: int64(c.Config.CPUs * 1e9),
+			PidsLimit: c.Config.Pids, ReadonlyRootfs: c.Config.ReadOnly, AutoRemove: c.Config.Remove,
+		},
+		Mounts: inspectMounts(e, c.Config.Mounts),
+		Config: inspectedConfig{
+			Hostname: c.Config.Hostname, User: c.Config.User, WorkingDir: c.Config.Workdir, Image: c.Image, StopSignal: c.Config.StopSignal,
+			Env: c.Config.Env, Cmd: c.Config.Args, Entrypoint: c.Config.Entrypoint, Labels: c.Labels, StopTimeout: int(c.Config.StopGrace.Seconds()),
+		},
+		NetworkSettings: inspectedNetwork{IPAddress: address, Networks: map[string]inspectedEndpoint{c.Config.Network: {address}}},
+		Warnings:        c.Warnings,
+	}
+}
+
+func inspectMounts(e *sandbox.Engine, mounts []sandbox.Mount) []inspectedMount {
+	list := []inspectedMount{}
+	for _, m := range mounts {
+		shown := inspectedMount{Type: "bind", Source: m.Source, Destination: m.Target, RW: !m.ReadOnly}
+		if m.Volume {
+			shown.Type, shown.Name = "volume", m.Source
+			if v, err := e.Volumes().Get(m.Source); err == nil {
+				shown.Source = v.Path
+			}
+		}
+		list = append(list, shown)
+	}
+	return list
+}
+
+// inspectVolumes is volume inspect.
+func inspectVolumes(env *Env, store *volume.Store, names []string, format string) error {
+	return inspectAll(env, names, format, func(name string) (any, error) { return store.Get(name) })
+}

@@ -1,0 +1,211 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"naru/sandbox"
+	"naru/sandbox/network"
+)
+
+// group is a command that only holds others.
+func group(use, short string, commands ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		return usage("%s needs a command; see '%s --help'", c.CommandPath(), c.CommandPath())
+	}}
+	c.AddCommand(commands...)
+	return c
+}
+
+// listFlags are the flags that every ls has.
+type listFlags struct{ quiet, json bool }
+
+func (f *listFlags) define(c *cobra.Command) *cobra.Command {
+	c.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "names or ids only")
+	c.Flags().BoolVar(&f.json, "json", false, "as JSON")
+	return c
+}
+
+func networkCommand(env *Env) *cobra.Command {
+	return group("network", "Manage networks", networkCreate(env), networkList(env), &cobra.Command{
+		Use:   "rm NETWORK...",
+		Short: "Remove networks",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: withEngine(env, func(ctx context.Context, e *sandbox.Engine, args []string) error {
+			return forEach(env, args, func(name string) error { return e.Networks().Remove(ctx, name) })
+		}),
+	}, &cobra.Command{
+		Use:   "inspect NETWORK...",
+		Short: "Show networks and who is in them, as a JSON array",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: withEngine(env, func(_ context.Context, e *sandbox.Engine, args []string) error {
+			return inspectAll(env, args, "", func(name string) (any, error) { return e.Networks().Inspect(name) })
+		}),
+	})
+}
+
+func networkCreate(env *Env) *cobra.Command {
+	subnet, internal := "", false
+	c := &cobra.Command{
+		Use:   "create NETWORK",
+		Short: "Create a network; its containers know each other by name",
+		Args:  cobra.ExactArgs(1),
+		RunE: withEngine(env, func(ctx context.Context, e *sandbox.Engine, args []string) error {
+			o := network.Options{Internal: internal}
+			if subnet != "" {
+				var err error
+				if o.Subnet, err = netip.ParsePrefix(subnet); err != nil {
+					return usage("--subnet: %w", err)
+				}
+			}
+			n, err := e.Networks().Create(ctx, args[0], o)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(env.Stdout, n.Name)
+			return nil
+		}),
+	}
+	c.Flags().StringVar(&subnet, "subnet", "", "IPv4 subnet, such as 10.5.0.0/24")
+	c.Flags().BoolVar(&internal, "internal", false, "no way out of the network")
+	return c
+}
+
+func networkList(env *Env) *cobra.Command {
+	f := listFlags{}
+	return f.define(&cobra.Command{
+		Use:   "ls",
+		Short: "List networks",
+		Args:  cobra.NoArgs,
+		RunE: withEngine(env, func(_ context.Context, e *sandbox.Engine, _ []string) error {
+			list, err := e.Networks().List()
+			if err != nil {
+				return err
+			}
+			if f.json {
+				return printJSON(env, list)
+			}
+			rows := [][]string{}
+			for _, n := range list {
+				if f.quiet {
+					fmt.Fprintln(env.Stdout, n.Name)
+				}
+				rows = append(rows, []string{n.Name, n.Subnet.String(), n.Bridge, strconv.Itoa(len(n.Members))})
+			}
+			if f.quiet {
+				return nil
+			}
+			return printTable(env.Stdout, []string{"NAME", "SUBNET", "BRIDGE", "CONTAINERS"}, rows)
+		}),
+	})
+}
+
+func volumeCommand(env *Env) *cobra.Command {
+	format := ""
+	inspect := &cobra.Command{
+		Use:   "inspect VOLUME...",
+		Short: "Show volumes, as a JSON array",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: withEngine(env, func(_ context.Context, e *sandbox.Engine, args []string) error {
+			return inspectVolumes(env, e.Volumes(), args, format)
+		}),
+	}
+	inspect.Flags().StringVarP(&format, "format", "f", "", "Go template for each volume")
+	return group("volume", "Manage volumes", volumeCreate(env), volumeList(env), inspect, &cobra.Command{
+		Use:   "rm VOLUME...",
+		Short: "Remove volumes with their data",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: withEngine(env, func(_ context.Context, e *sandbox.Engine, args []string) error {
+			return forEach(env, args, e.RemoveVolume)
+		}),
+	})
+}
+
+func volumeCreate(env *Env) *cobra.Command {
+	var labels []string
+	c := &cobra.Command{
+		Use:   "create VOLUME",
+		Short: "Create a volume",
+		Args:  cobra.ExactArgs(1),
+		RunE: withEngine(env, func(_ context.Context, e *sandbox.Engine, args []string) error {
+			v, err := e.Volumes().Create(args[0], parseLabels(labels), nil)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(env.Stdout, v.Name)
+			return nil
+		}),
+	}
+	c.Flags().StringArrayVarP(&labels, "label", "l", nil, "label KEY=value")
+	return c
+}
+
+func volumeList(env *Env) *cobra.Command {
+	f := listFlags{}
+	return f.define(&cobra.Command{
+		Use:   "ls",
+		Short: "List volumes",
+		Args:  cobra.NoArgs,
+		RunE: withEngine(env, func(_ context.Context, e *sandbox.Engine, _ []string) error {
+			list, err := e.Volumes().List()
+			if err != nil {
+				return err
+			}
+			if f.json {
+				return printJSON(env, list)
+			}
+			rows := [][]string{}
+			for _, v := range list {
+				if f.quiet {
+					fmt.Fprintln(env.Stdout, v.Name)
+				}
+				rows = append(rows, []string{v.Name, ago(time.Since(v.Created)) + " ago", v.Path})
+			}
+			if f.quiet {
+				return nil
+			}
+			return printTable(env.Stdout, []string{"VOLUME NAME", "CREATED", "PATH"}, rows)
+		}),
+	})
+}
+
+func systemCommand(env *Env) *cobra.Command {
+	o, asJSON := sandbox.PruneOptions{}, false
+	prune := &cobra.Command{
+		Use:   "prune",
+		Short: "Clean up after crashes, and remove stopped containers and unused images",
+		Args:  cobra.NoArgs,
+		RunE: withEngine(env, func(ctx context.Context, e *sandbox.Engine, _ []string) error {
+			report, err := e.Prune(ctx, o)
+			if asJSON {
+				return errorsFirst(err, printJSON(env, report))
+			}
+			for _, id := range report.Containers {
+				fmt.Fprintln(env.Stdout, "removed container", shortID(id))
+			}
+			for _, name := range report.Volumes {
+				fmt.Fprintln(env.Stdout, "removed volume", name)
+			}
+			fmt.Fprintln(env.Stdout, "Total reclaimed space of images:", humanSize(report.Freed))
+			return err
+		}),
+	}
+	prune.Flags().BoolVarP(&o.AllImages, "all", "a", false, "all images without a container, not only those without a name")
+	prune.Flags().BoolVar(&o.Volumes, "volumes", false, "volumes without a container too")
+	prune.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	prune.Flags().BoolP("force", "f", true, "accepted for Docker's sake: there is no question to skip")
+	return group("system", "Manage the data directory", prune, systemReset(env))
+}
+
+// errorsFirst returns the first error of two.
+func errorsFirst(first, second error) error {
+	if first != nil {
+		return first
+	}
+	return second
+}

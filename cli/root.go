@@ -1,0 +1,95 @@
+// Package cli is what a person types: the commands of naru.
+//
+// Main builds the tree of commands, runs one, and turns its error into an exit
+// code. Commands about containers, images, networks and volumes work on the
+// data directory themselves, without a daemon, with Docker's flags and habits.
+// Commands about apps talk to the agent, over its unix socket in the run
+// directory, or over --url with a token. serve is the agent.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes of deploy and of the other commands that talk to the agent.
+const (
+	exitUnexpected  = 1
+	exitUsage       = 2 // or a config that is wrong
+	exitNothingDone = 3 // fetch or build failed, nothing changed
+	exitRolledBack  = 4 // the old release serves
+	exitBroken      = 5 // the roll-back failed too
+	exitRefused     = 6 // refused, cancelled or superseded
+	exitTimeout     = 7 // it goes on
+	exitNoAgent     = 8 // not authorized, or the agent cannot be reached
+)
+
+// version is set by the linker (make build).
+var version = ""
+
+// Main runs naru with the given arguments and returns its exit code.
+func Main(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	env := &Env{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	err := Run(ctx, args, env)
+	if err == nil {
+		return 0
+	}
+	var exit *ExitError
+	if errors.As(err, &exit) {
+		if exit.Err != nil {
+			fmt.Fprintln(env.Stderr, "naru:", exit.Err)
+		}
+		return exit.Code
+	}
+	fmt.Fprintln(env.Stderr, "naru:", err)
+	return exitUnexpected
+}
+
+// Run runs one command with everything it may touch of the world in env.
+func Run(ctx context.Context, args []string, env *Env) error {
+	root := &cobra.Command{
+		Use:           "naru",
+		Short:         "A push becomes the new version behind nginx, and not one request is lost",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Version:       versionText(),
+	}
+	root.SetArgs(args)
+	root.SetOut(env.Stdout)
+	root.SetErr(env.Stderr)
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return &ExitError{Code: exitUsage, Err: fmt.Errorf("%w\nSee '%s --help'", err, c.CommandPath())}
+	})
+	flags := root.PersistentFlags()
+	flags.StringVar(&env.Root, "root", fromEnvironment("NARU_ROOT", "/var/lib/naru"), "data directory")
+	flags.StringVar(&env.Run, "run", fromEnvironment("NARU_RUN", "/run/naru"), "run directory, on tmpfs")
+	root.AddCommand(agentCommands(env)...)
+	root.AddCommand(containerCommands(env)...)
+	return root.ExecuteContext(ctx)
+}
+
+func fromEnvironment(key, otherwise string) string {
+	if v := os.Getenv(key); v != "" {
+		return v
+	}
+	return otherwise
+}
+
+func versionText() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "unknown"
+}
