@@ -1,0 +1,53 @@
+# The index of verbs. Everything that CI does is here; `make help` lists it.
+GO      ?= go
+GOARCH  := $(shell $(GO) env GOARCH)
+INIT    := sandbox/runtime/embedded/naru-init-$(GOARCH)
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+RUNTIME := nginx git busybox-static ca-certificates
+TESTING := $(RUNTIME) gcc libc6-dev docker-registry umoci runc iproute2 nftables procps
+
+export CGO_ENABLED ?= 0
+
+.PHONY: help build init demo test race lint check bench fuzz clean
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: init ## bin/naru, with the small init program embedded
+	$(GO) build -trimpath -ldflags '-s -w -X naru/cli.version=$(VERSION)' -o bin/naru .
+
+init: ## the small program that starts inside containers
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(INIT) ./sandbox/runtime/launch/cmd/naru-init
+
+demo: ## the main job, end to end, on loopback: make demo [KEEP=1]
+	@scripts/deps $(RUNTIME)
+	@$(MAKE) --no-print-directory build
+	@$(GO) run ./scripts/demo $(if $(KEEP),-keep)
+
+test: ## all tests, as root
+	@scripts/deps $(TESTING)
+	@$(MAKE) --no-print-directory build
+	$(GO) test -count=1 -timeout 12m ./...
+
+race: init ## the tests of the parts with goroutines, under the race detector
+	@scripts/deps $(TESTING)
+	CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 10m ./pipeline ./agent/... ./webhooks/... ./configs/... ./internal/...
+
+lint: ## gofmt, vet, staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+check: lint test race ## what CI runs
+
+bench: build ## side-by-side figures: make bench
+	@scripts/deps $(RUNTIME) runc
+	@$(GO) run ./bench
+
+fuzz: ## every fuzz target for T (30s)
+	@for target in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+		for f in $$(grep -rhoE '^func Fuzz\w+' $$target/*_test.go | cut -c6-); do \
+			$(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(T),30s) $$target || exit 1; done; done
+
+clean: ## remove what make built
+	rm -rf bin $(INIT)
