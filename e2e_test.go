@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 
 // setStage starts an agent with a live v1, and checks at the end that the
 // machine is as before.
-func setStage(t *testing.T) (context.Context, *stage.Stage) {
+func setStage(t *testing.T, bake time.Duration) (context.Context, *stage.Stage) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("containers need root")
@@ -68,7 +68,8 @@ func setStage(t *testing.T) (context.Context, *stage.Stage) {
 		t.Fatal(err)
 	}
 	s, err := stage.New(ctx, stage.Options{
-		Naru: filepath.Join(dir, "naru"), App: filepath.Join(dir, "shop"), Dockerfile: dockerfile, Interval: 50 * time.Millisecond,
+		Naru: filepath.Join(dir, "naru"), App: filepath.Join(dir, "shop"), Dockerfile: dockerfile,
+		Interval: 50 * time.Millisecond, Bake: bake,
 	})
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -195,9 +196,11 @@ func steps(ctx context.Context, t *testing.T, s *stage.Stage, id string) (list [
 // of a deployment that succeeds and of one that is undone, under load. After a
 // restart the deployment has ended, the app answers, and no request was lost.
 func TestKilledAtEveryStep(t *testing.T) {
-	ctx, s := setStage(t)
+	ctx, s := setStage(t, time.Second)
 	good := steps(ctx, t, s, deploy(ctx, t, s, "v2", "live", "v2"))
-	undone := steps(ctx, t, s, deploy(ctx, t, s, "v3 sick", "rolled_back", "v2"))
+	// A release that is healthy until all old replicas are gone, and then is not,
+	// has the most to undo.
+	undone := steps(ctx, t, s, deploy(ctx, t, s, "v3 fading", "rolled_back", "v2"))
 	underLoad(ctx, t, s, func() {
 		version, serves := 4, "v2"
 		kill := func(name, at, state string) {
@@ -236,16 +239,24 @@ func TestKilledAtEveryStep(t *testing.T) {
 			}
 		}
 		for _, step := range undone {
-			if strings.Contains(step, ".start") || strings.Contains(step, ".route") || strings.Contains(step, ".stop") {
-				kill(fmt.Sprintf("v%d sick", version), step+":undoing", "rolled_back")
+			for _, phase := range []string{"undoing", "undid"} {
+				if hasUndo(step) {
+					kill(fmt.Sprintf("v%d fading", version), step+":"+phase, "rolled_back")
+				}
 			}
 		}
 	})
 }
 
+// hasUndo reports whether a step changes what must be changed back.
+func hasUndo(step string) bool {
+	verb := step[strings.LastIndex(step, ".")+1:]
+	return verb == "start" || verb == "route" || verb == "stop"
+}
+
 // TestNoRequestIsLost replaces the app ten times and more under load.
 func TestNoRequestIsLost(t *testing.T) {
-	ctx, s := setStage(t)
+	ctx, s := setStage(t, 0)
 	const wanted = 100_000
 	rolls := 0
 	began := time.Now()

@@ -308,7 +308,7 @@ func (l *lane) reconcile(ctx context.Context) {
 		}
 	}()
 	app, _ := l.a.App(l.app)
-	lines := &lineWriter{put: func(line string) { l.log.Info("reconcile", zap.String("line", line)) }}
+	lines := &lineWriter{put: func(line string) { l.log.Debug("reconcile", zap.String("line", line)) }}
 	masked := redact.NewWriter(lines, l.a.secrets(app)...)
 	changes, err := l.compare(ctx, *live, masked)
 	if err := masked.Close(); err != nil {

@@ -289,8 +289,10 @@ func (r *run) bake(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, r.facts.App.Policy.Bake, errBaked)
 	defer cancel()
 	for {
+		pause := time.Second
 		for _, n := range r.facts.New {
-			pr := prober{target: r.e.Target, process: *process(r.facts.App, n.Process), replica: n}
+			p := process(r.facts.App, n.Process)
+			pr := prober{target: r.e.Target, process: *p, replica: n}
 			err := pr.once(ctx)
 			if errors.Is(context.Cause(ctx), errBaked) {
 				return nil
@@ -298,8 +300,9 @@ func (r *run) bake(ctx context.Context) error {
 			if err != nil {
 				return pr.explain(context.WithoutCancel(ctx), err)
 			}
+			pause = min(pause, p.Health.Interval)
 		}
-		if sleep(ctx, time.Second) != nil && errors.Is(context.Cause(ctx), errBaked) {
+		if err := sleep(ctx, pause); errors.Is(err, errBaked) {
 			return nil
 		}
 	}

@@ -79,9 +79,12 @@ func readRequest(r *bufio.Reader) bool {
 func TestEachWayToLoseIsCountedAsItself(t *testing.T) {
 	const ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nv1"
 	cases := map[Loss]func(net.Conn, *bufio.Reader){
-		ResetNew:    func(c net.Conn, r *bufio.Reader) { readRequest(r) },
-		ShortBody:   func(c net.Conn, r *bufio.Reader) { readRequest(r); io.WriteString(c, ok[:len(ok)-1]) },
-		ServerError: func(c net.Conn, r *bufio.Reader) { readRequest(r); io.WriteString(c, "HTTP/1.1 502 Bad\r\nContent-Length: 0\r\n\r\n") },
+		ResetNew:  func(c net.Conn, r *bufio.Reader) { readRequest(r) },
+		ShortBody: func(c net.Conn, r *bufio.Reader) { readRequest(r); io.WriteString(c, ok[:len(ok)-1]) },
+		ServerError: func(c net.Conn, r *bufio.Reader) {
+			readRequest(r)
+			io.WriteString(c, "HTTP/1.1 502 Bad\r\nContent-Length: 0\r\n\r\n")
+		},
 		ResetReused: func(c net.Conn, r *bufio.Reader) {
 			readRequest(r)
 			io.WriteString(c, ok)

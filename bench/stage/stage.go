@@ -43,7 +43,8 @@ type Options struct {
 	Dockerfile []byte
 	// Interval is the time between two health checks; 0 means 100 ms.
 	Interval time.Duration
-	Log      io.Writer // what the agent logs; nil keeps it in agent.log only
+	// Bake is how long a new release is watched before it is live; 0: not.
+	Bake time.Duration
 }
 
 // Stage is one naru with one app.
@@ -142,9 +143,10 @@ processes:
     health: {path: /healthz, interval: %s, timeout: 2s, healthy: 2, deadline: 5s}
     resources: {memory: 64m, cpus: 1, pids: 64}
 route: {domains: [%s]}
+deploy: {bake: %s}
 triggers:
   webhook: {sender: github, secret_file: %s}
-`, s.path("shop.git"), s.opt.Interval, s.Host, s.path("secret"))
+`, s.path("shop.git"), s.opt.Interval, s.Host, s.opt.Bake, s.path("secret"))
 	return errors.Join(
 		os.WriteFile(s.path("naru.yaml"), []byte(agent), 0o644),
 		os.WriteFile(s.path("secret"), []byte(s.Secret), 0o600),

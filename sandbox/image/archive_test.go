@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -95,8 +96,7 @@ func TestSkopeoReadsAndWritesWhatWeDo(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := images["app:1"]
-	// not from OCI to docker: one layer is zstd, which skopeo does not convert
-	for _, pair := range [][2]string{{"oci", "oci"}, {"docker", "docker"}, {"docker", "oci"}} {
+	for _, pair := range [][2]string{{"oci", "oci"}, {"docker", "docker"}, {"docker", "oci"}, {"oci", "docker"}} {
 		file := filepath.Join(t.TempDir(), "theirs.tar")
 		from, to := pair[0]+"-archive:"+ours+":app:1", pair[1]+"-archive:"+file+":app:1"
 		if out, err := exec.Command(skopeo, "--insecure-policy", "copy", from, to).CombinedOutput(); err != nil {
@@ -131,24 +131,73 @@ func loadFile(t *testing.T, file string, want Image, what string) {
 	checkStore(t, s)
 }
 
+// The daemon is the test's own: its data, socket and state are in a temporary
+// directory, and it touches neither network nor firewall.
 func TestDockerLoadsOurArchive(t *testing.T) {
-	if out, err := exec.Command("docker", "info").CombinedOutput(); err != nil {
-		t.Skipf("needs a running Docker daemon (skopeo docker-archive reads the same format above): %v\n%s", err, lastLine(out))
-	}
-	_, _, archive := saved(t)
-	cmd := exec.Command("docker", "load")
+	docker := startDocker(t)
+	_, images, archive := saved(t)
+	cmd := docker("load")
 	cmd.Stdin = bytes.NewReader(archive)
-	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "app:1") {
-		t.Errorf("docker load: %v\n%s", err, out)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("docker load: %v\n%s", err, out)
 	}
-	if out, err := exec.Command("docker", "rmi", "app:1").CombinedOutput(); err != nil {
-		t.Errorf("docker rmi: %v\n%s", err, out)
+	out, err := docker("image", "inspect", "--format", "{{.ID}} {{json .RootFS.Layers}}", "app:1").CombinedOutput()
+	layers, jsonErr := json.Marshal(images["app:1"].Layers)
+	if err != nil || jsonErr != nil {
+		t.Fatalf("docker image inspect: %v, %v\n%s", err, jsonErr, out)
 	}
+	if want := images["app:1"].ID.String() + " " + string(layers); strings.TrimSpace(string(out)) != want {
+		t.Errorf("docker has\n%s\nwant\n%s", out, want)
+	}
+	theirs, err := docker("save", "app:1").Output()
+	if err != nil {
+		t.Fatalf("docker save: %v", err)
+	}
+	s := newStore(t)
+	if _, err := s.Load(ctx, bytes.NewReader(theirs)); err != nil {
+		t.Fatalf("load what docker saved: %v", err)
+	}
+	if img, err := s.Get("app:1"); err != nil || img.ID != images["app:1"].ID {
+		t.Errorf("got %s, %v, want %s", img.ID, err, images["app:1"].ID)
+	}
+	checkStore(t, s)
 }
 
-func lastLine(out []byte) string {
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	return lines[len(lines)-1]
+func startDocker(t *testing.T) (docker func(args ...string) *exec.Cmd) {
+	t.Helper()
+	layertest.NeedRoot(t)
+	for _, name := range []string{"dockerd", "docker", "containerd"} {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Skip("needs Docker (skopeo docker-archive reads the same format in another test): ", err)
+		}
+	}
+	dir, err := os.MkdirTemp("", "naru-docker") // t.TempDir's is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	host := "unix://" + dir + "/s"
+	var output bytes.Buffer
+	cmd := exec.Command("dockerd", "--data-root", dir+"/data", "--exec-root", dir+"/exec", "--pidfile", dir+"/pid", "--host", host,
+		"--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false", "--storage-driver=overlay2")
+	cmd.Stdout, cmd.Stderr = &output, &output
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM) // it ends its containerd and unmounts
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("dockerd said at last:\n%s", output.Bytes()[max(0, output.Len()-2000):])
+		}
+	})
+	docker = func(args ...string) *exec.Cmd { return exec.Command("docker", append([]string{"--host", host}, args...)...) }
+	eventually(t, "dockerd answers", func() bool { return docker("version").Run() == nil })
+	return docker
 }
 
 // Docker before 25 wrote layers as <id>/layer.tar, and equal ones as symbolic links.

@@ -164,8 +164,7 @@ func (s *Store) register(r record, unsynced, names []string) (img Image, err err
 	return img, err
 }
 
-// makeManifest writes the manifest of an image as Save writes it: layers as
-// they came where they were kept, else the plain tars that Pack makes.
+// makeManifest writes the manifest of an image as Save writes it.
 func makeManifest(config []byte, infos []layerInfo) ([]byte, error) {
 	m := ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2},
@@ -179,10 +178,12 @@ func makeManifest(config []byte, infos []layerInfo) ([]byte, error) {
 	return json.Marshal(m)
 }
 
-// descriptor describes the bytes that openLayer gives.
+// descriptor describes the bytes that writeLayer writes: those that came where
+// they were kept, else the plain tar that Pack makes. A layer that came as zstd
+// is written plain too: Docker reads zstd since 23 only.
 func (i layerInfo) descriptor() ocispec.Descriptor {
-	if i.Blob != nil {
-		return *i.Blob
+	if i.Blob == nil || i.Blob.MediaType == ocispec.MediaTypeImageLayerZstd {
+		return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: i.DiffID, Size: i.Size}
 	}
-	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: i.DiffID, Size: i.Size}
+	return *i.Blob
 }

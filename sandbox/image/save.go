@@ -109,8 +109,8 @@ func (e *export) prepare(img Image) (*exported, error) {
 }
 
 // manifestFor gives the manifest the image came with, if it is in OCI's format
-// and about the bytes that are kept; a layer may have come with another image
-// in another compression. Otherwise it makes one.
+// and about the bytes that writeLayer writes; a layer may have come with
+// another image in another compression. Otherwise it makes one.
 func (s *Store) manifestFor(img Image, config []byte, layers []layerInfo) ([]byte, error) {
 	data, err := os.ReadFile(s.blobPath(img.Manifest))
 	if err != nil {
@@ -227,30 +227,37 @@ func (e *export) begin(name string, size int64) (bool, error) {
 	})
 }
 
-// writeLayer writes the bytes that info.descriptor describes: those that were
-// kept, or the tar made from the directory. It fails if they are not the ones
-// they were, that is if somebody changed the store.
+// writeLayer writes the bytes that info.descriptor describes. It fails if they
+// are not the ones they were, that is if somebody changed the store.
 func (s *Store) writeLayer(ctx context.Context, info layerInfo, w io.Writer) (err error) {
+	want := info.descriptor()
 	out := newSink(w)
 	if info.Blob == nil {
 		err = layer.Pack(ctx, filepath.Join(s.layerPath(info.DiffID), "fs"), out)
 	} else {
-		err = s.copyBlob(info.Blob.Digest, out)
+		err = s.copyBlob(*info.Blob, want, out)
 	}
 	if err != nil {
 		return err
 	}
-	if want := info.descriptor().Digest; out.digest() != want {
-		return fmt.Errorf("it was changed on disk: %s instead of %s", out.digest(), want)
+	if out.digest() != want.Digest {
+		return fmt.Errorf("it was changed on disk: %s instead of %s", out.digest(), want.Digest)
 	}
 	return nil
 }
 
-func (s *Store) copyBlob(d digest.Digest, w io.Writer) error {
-	f, err := os.Open(s.blobPath(d))
+// copyBlob writes a kept blob as it is, or decompressed if that is wanted.
+func (s *Store) copyBlob(kept, want ocispec.Descriptor, w io.Writer) error {
+	f, err := os.Open(s.blobPath(kept.Digest))
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(w, f)
-	return errors.Join(err, f.Close())
+	r := io.NopCloser(f)
+	if want.Digest != kept.Digest {
+		if r, _, err = decompress(f); err != nil {
+			return errors.Join(err, f.Close())
+		}
+	}
+	_, err = io.Copy(w, r)
+	return errors.Join(err, r.Close(), f.Close())
 }

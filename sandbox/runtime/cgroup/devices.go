@@ -124,7 +124,9 @@ func deviceProgram(rules []specs.LinuxDeviceCgroup) []byte {
 	a.emit(bpfLoadWord, 4|1<<4, 4, 0)
 	a.emit(bpfLoadWord, 5|1<<4, 8, 0)
 	for i := len(rules) - 1; i >= 0; i-- {
-		a.rule(rules[i])
+		if !a.rule(rules[i]) {
+			return a.code // it decides always; the kernel refuses what cannot be reached
+		}
 	}
 	a.verdict(false)
 	return a.code
@@ -141,7 +143,8 @@ func (a *assembler) verdict(allow bool) {
 
 // rule appends tests that jump over its verdict when they do not match. An allow
 // rule matches accesses that it grants whole, a deny rule those it touches.
-func (a *assembler) rule(d specs.LinuxDeviceCgroup) {
+// It is false when the rule matches everything.
+func (a *assembler) rule(d specs.LinuxDeviceCgroup) bool {
 	body := &assembler{}
 	var fixups []int
 	test := func(op, reg byte, imm int32) {
@@ -176,6 +179,7 @@ func (a *assembler) rule(d specs.LinuxDeviceCgroup) {
 		binary.NativeEndian.PutUint16(body.code[at*8+2:], uint16(end-at-1))
 	}
 	a.code = append(a.code, body.code...)
+	return len(fixups) > 0
 }
 
 // accessBits reads "rwm"; none named means all.

@@ -1,7 +1,8 @@
 // Command app is the small web service that the demo deploys. It answers every
 // request with the text of the VERSION file beside it; when that text contains
-// "sick", its health check fails. On SIGTERM it stops to listen, ends what is
-// in flight, and exits with 0.
+// "sick", its health check fails; when it contains "fading", it fails from the
+// seventh time on. On SIGTERM it stops to listen, ends what is in flight, and
+// exits with 0.
 package main
 
 import (
@@ -14,6 +15,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -58,8 +60,10 @@ func run() error {
 
 func handler(version string) http.Handler {
 	mux := http.NewServeMux()
+	var asked atomic.Int64
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
-		if strings.Contains(version, "sick") {
+		n := asked.Add(1)
+		if strings.Contains(version, "sick") || strings.Contains(version, "fading") && n > 6 {
 			http.Error(w, "this version never gets healthy", http.StatusServiceUnavailable)
 			return
 		}

@@ -35,9 +35,13 @@ func Symlink(name, target string) Entry {
 	return Entry{Typeflag: tar.TypeSymlink, Name: name, Linkname: target}
 }
 
-// File is a file with its name as content.
+// File is a file with its name as content; a whiteout is empty, as it must be.
 func File(name string) Entry {
-	return Entry{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(name))}
+	h := Entry{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(name))}
+	if strings.HasPrefix(filepath.Base(name), ".wh.") {
+		h.Size = 0
+	}
+	return h
 }
 
 // Xattrs gives the PAX records of attributes, listed as name, value, name, value.
