@@ -40,13 +40,16 @@ var (
 	ErrNoRelease = errors.New("no such release to roll back to")
 )
 
-// Options are what an Agent needs; all but Builds are required.
+// Options are what an Agent needs; all but Builds and Prune are required.
 type Options struct {
 	Config configs.Config
 	Engine *pipeline.Engine // Journal and Releases may be nil: the store is taken
 	Store  *store.Store
 	Log    *zap.Logger
 	Builds int // builds of all apps that may run at once; 0: one
+	// Prune removes the app's images but those in keep, by digest. It is called
+	// when none of the app's deployments runs. Nil: nothing is removed.
+	Prune func(ctx context.Context, app string, keep []string) (removed []string, err error)
 }
 
 // Agent runs the deployments of all apps.
@@ -56,6 +59,7 @@ type Agent struct {
 	log    *zap.Logger
 	root   string
 	builds chan struct{} // one token per build under way
+	prune  func(ctx context.Context, app string, keep []string) (removed []string, err error)
 	ready  atomic.Bool
 
 	mu        sync.Mutex
@@ -76,7 +80,7 @@ const (
 // submitted waits in the store.
 func New(o Options) (*Agent, error) {
 	a := &Agent{
-		store: o.Store, engine: *o.Engine, log: o.Log, root: o.Config.Root,
+		store: o.Store, engine: *o.Engine, log: o.Log, root: o.Config.Root, prune: o.Prune,
 		builds: make(chan struct{}, max(o.Builds, 1)), lanes: map[string]*lane{},
 	}
 	a.engine.Journal, a.engine.Releases = o.Store, o.Store

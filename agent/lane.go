@@ -63,6 +63,7 @@ func (l *lane) loop(ctx context.Context) {
 		case ok:
 			l.run(d)
 			l.reconcile(ctx)
+			l.prune(ctx)
 			continue
 		}
 		select {
@@ -320,6 +321,25 @@ func (l *lane) reconcile(ctx context.Context) {
 	}
 	if err != nil && ctx.Err() == nil {
 		l.log.Warn("reconcile", zap.Int("release", live.Number), zap.Error(err))
+	}
+}
+
+// prune removes the images that no kept release needs. The lane deploys nothing
+// meanwhile, so no image of the app is between its build and its release.
+func (l *lane) prune(ctx context.Context) {
+	if l.a.prune == nil || ctx.Err() != nil {
+		return
+	}
+	keep, err := l.a.store.NeededImages(ctx)
+	var removed []string
+	if err == nil {
+		removed, err = l.a.prune(ctx, l.app, keep)
+	}
+	if len(removed) > 0 {
+		l.log.Info("images removed that no kept release needs", zap.Strings("images", removed))
+	}
+	if err != nil && ctx.Err() == nil {
+		l.log.Warn("prune images", zap.Error(err))
 	}
 }
 

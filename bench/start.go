@@ -117,10 +117,10 @@ func naruStart(e *sandbox.Engine, network string) func(context.Context) (time.Du
 		c, err := e.Run(ctx, sandbox.ContainerConfig{
 			Image: "stamp", Entrypoint: []string{"/stamp"}, Network: network, Memory: 64 << 20, Pids: 64,
 		}, sandbox.Stdio{Stdout: w})
-		if err = errors.Join(err, w.Close()); err != nil {
-			return 0, err
+		if err == nil {
+			_, err = e.Wait(ctx, c.ID) // copies the output until the end
 		}
-		if _, err := e.Wait(ctx, c.ID); err != nil {
+		if err = errors.Join(err, w.Close()); err != nil {
 			return 0, err
 		}
 		text, err := io.ReadAll(r)

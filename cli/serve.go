@@ -120,11 +120,12 @@ func runAgent(ctx context.Context, p parts) (err error) {
 	if err != nil {
 		return err
 	}
+	builder := image.New(p.engine, image.DefaultLimits())
 	a, err := agent.New(agent.Options{
-		Config: p.conf, Store: book, Log: p.log.Named("agent"),
+		Config: p.conf, Store: book, Log: p.log.Named("agent"), Prune: builder.Prune,
 		Engine: &pipeline.Engine{
 			Source:  code,
-			Builder: image.New(p.engine, image.DefaultLimits()),
+			Builder: builder,
 			Target:  local.New(p.engine),
 			Router:  p.router,
 			Scratch: filepath.Join(p.conf.Root, "scratch"),

@@ -69,7 +69,10 @@ func (e *Engine) Run(ctx context.Context, job Job) Outcome {
 		if interrupted(ctx) {
 			return Outcome{State: Running}
 		}
-		return Outcome{State: Failed, Serves: number(job.Live), Err: err}
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		return Outcome{State: ending(err), Serves: number(job.Live), Err: err}
 	}
 	return r.run(ctx)
 }
@@ -92,7 +95,7 @@ const begin = "begin"
 
 // open reads the journal, or writes its first line.
 func (e *Engine) open(ctx context.Context, job Job) (*run, error) {
-	r := &run{e: e, id: job.Deployment.ID, log: job.Log, done: map[string]Phase{}}
+	r := &run{e: e, id: job.Deployment.ID, log: job.Log, done: map[string]Phase{}, end: Failed}
 	past, err := e.Journal.Entries(ctx, r.id)
 	if err != nil {
 		return nil, fmt.Errorf("read journal: %w", err)
@@ -124,10 +127,8 @@ func (e *Engine) open(ctx context.Context, job Job) (*run, error) {
 
 func (r *run) run(ctx context.Context) Outcome {
 	if r.cause == nil {
-		err := r.resume(ctx)
-		if err != nil {
-			err = r.fail(ctx, Step{Name: "resume"}, err)
-		} else {
+		err := r.repair(ctx)
+		if err == nil {
 			err = r.forward(ctx)
 		}
 		if err != nil {

@@ -5,6 +5,25 @@ import (
 	"fmt"
 )
 
+// repair is resume, which no cancel may end once the switch has begun.
+func (r *run) repair(ctx context.Context) error {
+	ctx, stop := r.unlessSwitching(ctx)
+	defer stop()
+	if err := r.resume(ctx); err != nil {
+		return r.fail(ctx, Step{Name: "resume"}, err)
+	}
+	return nil
+}
+
+func (r *run) unlessSwitching(ctx context.Context) (context.Context, context.CancelFunc) {
+	for _, s := range r.steps {
+		if _, begun := r.done[s.Name]; begun && s.Switch {
+			return onlyShutdown(ctx)
+		}
+	}
+	return ctx, func() {}
+}
+
 // resume repairs what was lost while no agent watched: a reboot or a crash may
 // have ended replicas that the journal counts on. They are started again and
 // probed, and if the route is in the middle of its change, it is set again,

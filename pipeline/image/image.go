@@ -9,10 +9,12 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -92,4 +94,32 @@ func contextDir(r pipeline.BuildRequest) (string, error) {
 // Name is what the image of a commit is called.
 func Name(app, commit string) string {
 	return "naru/" + strings.ToLower(app) + ":" + commit[:min(len(commit), 12)]
+}
+
+// Prune removes the images that were built for the app, but those in keep and
+// those of a container. Their layers go with them unless another image or the
+// builder's cache still uses them. It must not run beside a Build of the app.
+func (b *Builder) Prune(ctx context.Context, app string, keep []string) (removed []string, err error) {
+	all, err := b.engine.Images().List()
+	if err != nil {
+		return nil, fmt.Errorf("prune images of %s: %w", app, err)
+	}
+	for _, img := range all {
+		id := img.ID.String()
+		if img.Config.Config.Labels[LabelApp] != app || slices.Contains(keep, id) {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return removed, err
+		}
+		err := b.engine.RemoveImage(id, true)
+		if errors.Is(err, sandbox.ErrInUse) {
+			continue
+		}
+		if err != nil {
+			return removed, fmt.Errorf("prune images of %s: %w", app, err)
+		}
+		removed = append(removed, id)
+	}
+	return removed, nil
 }

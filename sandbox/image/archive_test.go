@@ -132,7 +132,8 @@ func loadFile(t *testing.T, file string, want Image, what string) {
 }
 
 // The daemon is the test's own: its data, socket and state are in a temporary
-// directory, and it touches neither network nor firewall.
+// directory, it touches neither network nor firewall, and what it writes to
+// /etc and /run regardless (key.json, plugins) ends with its mount namespace.
 func TestDockerLoadsOurArchive(t *testing.T) {
 	docker := startDocker(t)
 	_, images, archive := saved(t)
@@ -166,7 +167,7 @@ func TestDockerLoadsOurArchive(t *testing.T) {
 func startDocker(t *testing.T) (docker func(args ...string) *exec.Cmd) {
 	t.Helper()
 	layertest.NeedRoot(t)
-	for _, name := range []string{"dockerd", "docker", "containerd"} {
+	for _, name := range []string{"dockerd", "docker", "containerd", "unshare"} {
 		if _, err := exec.LookPath(name); err != nil {
 			t.Skip("needs Docker (skopeo docker-archive reads the same format in another test): ", err)
 		}
@@ -182,7 +183,9 @@ func startDocker(t *testing.T) (docker func(args ...string) *exec.Cmd) {
 	})
 	host := "unix://" + dir + "/s"
 	var output bytes.Buffer
-	cmd := exec.Command("dockerd", "--data-root", dir+"/data", "--exec-root", dir+"/exec", "--pidfile", dir+"/pid", "--host", host,
+	const private = `mkdir "$1/etc" "$1/work" && mount -t overlay -o "lowerdir=/etc,upperdir=$1/etc,workdir=$1/work" overlay /etc &&
+		mount -t tmpfs tmpfs /run && shift && exec dockerd "$@"`
+	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", private, "sh", dir, "--data-root", dir+"/data", "--exec-root", dir+"/exec", "--pidfile", dir+"/pid", "--host", host,
 		"--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false", "--storage-driver=overlay2")
 	cmd.Stdout, cmd.Stderr = &output, &output
 	if err := cmd.Start(); err != nil {
@@ -195,7 +198,9 @@ func startDocker(t *testing.T) (docker func(args ...string) *exec.Cmd) {
 			t.Logf("dockerd said at last:\n%s", output.Bytes()[max(0, output.Len()-2000):])
 		}
 	})
-	docker = func(args ...string) *exec.Cmd { return exec.Command("docker", append([]string{"--host", host}, args...)...) }
+	docker = func(args ...string) *exec.Cmd {
+		return exec.Command("docker", append([]string{"--host", host}, args...)...)
+	}
 	eventually(t, "dockerd answers", func() bool { return docker("version").Run() == nil })
 	return docker
 }

@@ -15,8 +15,8 @@ import (
 
 // grace is how long something that no image refers to stays although nobody
 // holds it: a killed pull that is tried again finds its layers, a build cache
-// keeps what it uses.
-const grace = time.Hour
+// keeps what it uses from one day to the next.
+const grace = 24 * time.Hour
 
 // collector decides what may go. The store is locked exclusively while it
 // lives.
