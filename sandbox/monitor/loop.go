@@ -34,7 +34,6 @@ type monitor struct {
 	kill, oom int
 	out       [2]stream
 	log       *logFile
-	failed    syscall.Errno // of a start
 	msg       [256]byte
 	polled    []pollFD
 }
