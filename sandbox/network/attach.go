@@ -79,6 +79,18 @@ func (ep Endpoint) check() error {
 	return nil
 }
 
+// known loads a network's definition; the default one begins to exist when it
+// is first asked for.
+func (k *kernel) known(name string) (d definition, err error) {
+	d, err = k.load(name)
+	if errors.Is(err, ErrNotFound) && name == Default {
+		d = definition{Name: Default, Created: k.now().UTC()}
+		err = k.save(d)
+		k.step("definition")
+	}
+	return d, err
+}
+
 // prepare finds or makes everything up to the record of the address.
 func (k *kernel) prepare(ctx context.Context, ep Endpoint) (p *plug, err error) {
 	fd, inode, err := openNetns(ep.Pid)
@@ -94,13 +106,7 @@ func (k *kernel) prepare(ctx context.Context, ep Endpoint) (p *plug, err error) 
 	if inode == netnsInode(os.Getpid()) {
 		return nil, fmt.Errorf("pid %d lives in the host's own network namespace", ep.Pid)
 	}
-	p.def, err = k.load(ep.Network)
-	if errors.Is(err, ErrNotFound) && ep.Network == Default {
-		p.def = definition{Name: Default, Created: k.now().UTC()}
-		err = k.save(p.def)
-		k.step("definition")
-	}
-	if err != nil {
+	if p.def, err = k.known(ep.Network); err != nil {
 		return nil, err
 	}
 	if p.def, p.bridge, err = k.ensure(ctx, p.def, false); err != nil {

@@ -186,6 +186,11 @@ func uplink(t *testing.T) (outside *namespace) {
 	t.Cleanup(func() { _ = deleteLink(h, "eth0") })
 	must(t, configure(h, "192.0.2.2/24", "192.0.2.1"))
 	outside.do(t, func(h *netlink.Handle) error { return configure(h, "192.0.2.1/24", "") })
+	// The kernel switches a link on a moment later; hostState shows whether.
+	eventually(t, "the uplink is up", func() bool {
+		l, err := h.LinkByName("eth0")
+		return err == nil && l.Attrs().OperState == netlink.OperUp
+	})
 	return outside
 }
 

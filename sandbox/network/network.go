@@ -201,6 +201,26 @@ func (m *Manager) Create(ctx context.Context, name string, o Options) (n Network
 	return m.describe(d)
 }
 
+// Ensure brings the default network up, so that its addresses, and the rest of
+// the pool, lead nowhere else. It must be called before anything may connect
+// to an address of before a reboot: without the bridge and the unreachable route
+// such packets would leave by the default route.
+func (m *Manager) Ensure(ctx context.Context) error {
+	k, err := m.open(ctx)
+	if err != nil {
+		return fmt.Errorf("ensure network: %w", err)
+	}
+	defer k.close()
+	d, err := k.known(Default)
+	if err == nil {
+		_, _, err = k.ensure(ctx, d, false)
+	}
+	if err != nil {
+		return fmt.Errorf("ensure network: %w", err)
+	}
+	return nil
+}
+
 // Remove deletes a network without members; its bridge goes too. Removing what
 // does not exist is ErrNotFound.
 func (m *Manager) Remove(ctx context.Context, name string) error {
