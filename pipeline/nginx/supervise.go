@@ -20,6 +20,49 @@ const (
 	systemPatience = 3 * time.Second
 )
 
+// Check refuses what Start would refuse, such as a taken port, and changes
+// nothing.
+func (r *Router) Check(ctx context.Context) error {
+	if err := r.takeTurn(ctx); err != nil {
+		return err
+	}
+	defer r.giveTurn()
+	m, err := r.look(ctx)
+	if m != nil {
+		m.close()
+	}
+	return err
+}
+
+// look finds the running master, nil when there is none, and makes sure that
+// one can be started.
+func (r *Router) look(ctx context.Context) (*handle, error) {
+	m, err := r.findMaster()
+	// At boot both start at once: nginx writes its pid a moment before it is ready.
+	for until := time.Now().Add(systemPatience); err != nil && !r.house.Managed && time.Now().Before(until); {
+		if err := sleep(ctx, 3*tick); err != nil {
+			return nil, err
+		}
+		m, err = r.findMaster()
+	}
+	switch {
+	case err == nil:
+	case !errors.Is(err, errNoMaster) || !r.house.Managed:
+		return nil, fmt.Errorf("start nginx: %w", err)
+	case len(r.orphans()) == 0:
+		if err := r.checkPorts(); err != nil {
+			return nil, fmt.Errorf("start nginx: %w", err)
+		}
+	}
+	if err := r.checkInclude(); err != nil {
+		if m != nil {
+			m.close()
+		}
+		return nil, err
+	}
+	return m, nil
+}
+
 // Start makes nginx run with the installed routes: it adopts a master of ours that
 // runs, with every connection it has, or starts one. What an agent that was killed
 // had begun is undone. A taken port, a missing binary or a configuration that nginx
@@ -29,26 +72,12 @@ func (r *Router) Start(ctx context.Context) error {
 		return err
 	}
 	defer r.giveTurn()
-	m, err := r.findMaster()
-	// At boot both start at once: nginx writes its pid a moment before it is ready.
-	for until := time.Now().Add(systemPatience); err != nil && !r.house.Managed && time.Now().Before(until); {
-		if err := sleep(ctx, 3*tick); err != nil {
-			return err
-		}
-		m, err = r.findMaster()
-	}
-	switch {
-	case err == nil:
-		defer m.close()
-	case !errors.Is(err, errNoMaster) || !r.house.Managed:
-		return fmt.Errorf("start nginx: %w", err)
-	case len(r.orphans()) == 0:
-		if err := r.checkPorts(); err != nil {
-			return fmt.Errorf("start nginx: %w", err)
-		}
-	}
-	if err := r.checkInclude(); err != nil {
+	m, err := r.look(ctx)
+	if err != nil {
 		return err
+	}
+	if m != nil {
+		defer m.close()
 	}
 	if err := r.makeDirs(); err != nil {
 		return err

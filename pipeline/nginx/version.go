@@ -95,7 +95,7 @@ func findBinary(binary string) (string, error) {
 		path, err = exec.LookPath("/usr/sbin/" + binary)
 	}
 	if err != nil {
-		return "", fmt.Errorf("find the nginx binary %q (install the package nginx, or set its path): %w", binary, err)
+		return "", fmt.Errorf("find the nginx binary %q (install the package nginx): %w", binary, err)
 	}
 	path, err = filepath.EvalSymlinks(path)
 	if err != nil {
