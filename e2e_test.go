@@ -257,6 +257,34 @@ func hasUndo(step string) bool {
 	return verb == "start" || verb == "route" || verb == "stop"
 }
 
+// TestComesBack takes away everything that runs, as a power cut would, and
+// starts the agent: the live release serves again, without a deployment.
+func TestComesBack(t *testing.T) {
+	ctx, s := setStage(t, 0)
+	deploy(ctx, t, s, "v2", "live", "v2")
+	if err := s.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Naru(ctx, "system", "reset", "--force"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(s.Run()); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := s.Answer(ctx); err == nil {
+		t.Fatalf("something still answers: %q", answer)
+	}
+	if err := s.Serve(ctx); err != nil {
+		t.Fatal(err)
+	}
+	limit, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := s.Serves(limit, "v2"); err != nil {
+		t.Fatal(err)
+	}
+	checkReplicas(ctx, t, s)
+}
+
 // TestNoRequestIsLost replaces the app ten times and more under load.
 func TestNoRequestIsLost(t *testing.T) {
 	ctx, s := setStage(t, 0)

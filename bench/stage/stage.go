@@ -408,6 +408,17 @@ func (s *Stage) Answer(ctx context.Context) (string, error) {
 	return strings.TrimSpace(string(text)), err
 }
 
+// Serves returns when nginx answers with the version.
+func (s *Stage) Serves(ctx context.Context, version string) error {
+	return poll(ctx, 20*time.Millisecond, func() error {
+		got, err := s.Answer(ctx)
+		if err == nil && got != version {
+			err = fmt.Errorf("%q answers, not %q", got, version)
+		}
+		return err
+	})
+}
+
 // CleanUp ends the agent, removes everything of its root from the machine and
 // the folder.
 func (s *Stage) CleanUp(ctx context.Context) error {
