@@ -8,7 +8,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 
@@ -134,7 +133,7 @@ func (c *ContainerConfig) checkNames() error {
 	if c.Workdir != "" && !path.IsAbs(c.Workdir) {
 		return fmt.Errorf("working directory %q is not absolute", c.Workdir)
 	}
-	if ok, err := regexp.MatchString(`^[a-zA-Z0-9._-]{0,63}$`, c.Hostname); !ok || err != nil {
+	if len(c.Hostname) > 63 || !allOf(c.Hostname, nameByte) {
 		return fmt.Errorf("host name %q: at most 63 letters, digits, dots and dashes", c.Hostname)
 	}
 	for _, kv := range c.Env {
@@ -189,11 +188,29 @@ func (c *ContainerConfig) checkMounts() error {
 // checkName refuses what cannot be a container's name; the pattern is Docker's.
 // It also keeps names usable as file names.
 func checkName(name string) error {
-	if ok, err := regexp.MatchString(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`, name); !ok || err != nil {
+	if len(name) == 0 || len(name) > 128 || !letterOrDigit(name[0]) || !allOf(name, nameByte) {
 		return fmt.Errorf("container name %q: only [a-zA-Z0-9][a-zA-Z0-9_.-] is allowed, at most 128 characters", name)
 	}
 	return nil
 }
+
+// A name is checked at every operation; compiling a pattern takes longer than
+// the rest of a look-up.
+
+func allOf(s string, allowed func(byte) bool) bool {
+	for i := range len(s) {
+		if !allowed(s[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func letterOrDigit(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+}
+
+func nameByte(c byte) bool { return letterOrDigit(c) || c == '_' || c == '.' || c == '-' }
 
 // decode is json.Unmarshal with the file's name in the error.
 func decode(file string, data []byte, v any) error {

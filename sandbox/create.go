@@ -42,56 +42,76 @@ func afterwards(ctx context.Context) (context.Context, context.CancelFunc) {
 // container ends with it. The error is image.ErrNotFound where the image is
 // missing, and ErrNameTaken where the name is not free.
 func (e *Engine) Create(ctx context.Context, c ContainerConfig, stdio Stdio) (Container, error) {
-	r, err := e.plan(c)
+	r, p, err := e.create(ctx, c, stdio)
 	if err != nil {
-		return Container{}, fmt.Errorf("create container: %w", err)
+		return Container{}, err
 	}
-	l, err := e.intend(ctx, r)
-	if err != nil {
-		return Container{}, fmt.Errorf("create container: %w", err)
-	}
-	// A kill leaves what was written, synced or not, and a power cut leaves
-	// nothing in the kernel: so the disk may take its time while the runtime
-	// works. Before Create returns all of it is durable.
-	durable := make(chan error, 1)
-	go func() { durable <- e.syncIntent(r.ID) }()
-	rt, err := e.prepare(ctx, r, stdio, runtime.Overlay{Lower: r.Lower, Upper: e.upper(r.ID), Work: e.work(r.ID)})
-	if syncErr := <-durable; syncErr != nil {
-		err = errors.Join(err, syncErr)
-		if rt != nil {
-			err = errors.Join(err, rt.Close())
-		}
-	}
-	if err != nil {
+	if err := e.syncIntent(r.ID); err != nil {
 		cleanup, cancel := afterwards(ctx)
 		defer cancel()
-		return Container{}, errors.Join(fmt.Errorf("create container: %w", err), e.destroy(cleanup, r, l))
+		return Container{}, errors.Join(fmt.Errorf("create container: %w", err), p.rt.Close(), e.destroy(cleanup, r, p.lock))
 	}
 	e.mu.Lock()
-	e.pending[r.ID] = &pending{rt, l, stdio.Stdout != nil || stdio.Stderr != nil}
+	e.pending[r.ID] = p
 	e.mu.Unlock()
 	return e.view(r)
 }
 
 // Run is Create and Start. A container that cannot start is removed again.
+//
+// The record becomes durable after the start and before Run returns. A power cut
+// in between takes the process with it: the container, which nobody was told of,
+// was then never there, or it is one that ended with the machine.
 func (e *Engine) Run(ctx context.Context, c ContainerConfig, stdio Stdio) (Container, error) {
-	made, err := e.Create(ctx, c, stdio)
+	r, p, err := e.create(ctx, c, stdio)
 	if err != nil {
 		return Container{}, err
 	}
-	if err := e.Start(ctx, made.ID); err != nil {
+	err = e.goOn(ctx, r.ID, p)
+	if err != nil {
+		err = fmt.Errorf("start container %s: %w", short(r.ID), err)
+	} else if err = e.syncIntent(r.ID); errors.Is(err, fs.ErrNotExist) {
+		err = nil // it has ended, and who waited for it removed it
+	}
+	if err != nil {
 		cleanup, cancel := afterwards(ctx)
 		defer cancel()
-		return Container{}, errors.Join(err, e.Remove(cleanup, made.ID, true))
+		return Container{}, errors.Join(err, e.Remove(cleanup, r.ID, true))
 	}
-	return e.Get(ctx, made.ID)
+	return e.view(r)
 }
 
-// plan resolves the configuration to a record. It changes nothing.
-func (e *Engine) plan(c ContainerConfig) (*record, error) {
+// create is Create without the disk: a kill leaves what was written, synced or
+// not, and a power cut leaves nothing in the kernel.
+func (e *Engine) create(ctx context.Context, c ContainerConfig, stdio Stdio) (*record, *pending, error) {
 	if err := c.complete(); err != nil {
-		return nil, err
+		return nil, nil, fmt.Errorf("create container: %w", err)
 	}
+	if err := e.dropStaleClaim(ctx, c.Name); err != nil {
+		return nil, nil, fmt.Errorf("create container: %w", err)
+	}
+	b, err := e.begin(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("create container: %w", err)
+	}
+	r, err := e.plan(b.id, c)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("create container: %w", err), e.abandon(ctx, b))
+	}
+	if err := e.intend(ctx, r, b); err != nil {
+		return nil, nil, fmt.Errorf("create container: %w", err)
+	}
+	rt, err := e.prepare(ctx, r, stdio, runtime.Overlay{Lower: r.Lower, Upper: e.upper(r.ID), Work: e.work(r.ID)}, b.monitor)
+	if err != nil {
+		cleanup, cancel := afterwards(ctx)
+		defer cancel()
+		return nil, nil, errors.Join(fmt.Errorf("create container: %w", err), e.destroy(cleanup, r, b.lock))
+	}
+	return r, &pending{rt, b.lock, stdio.Stdout != nil || stdio.Stderr != nil}, nil
+}
+
+// plan resolves a complete configuration to a record. It changes nothing.
+func (e *Engine) plan(id string, c ContainerConfig) (*record, error) {
 	img, err := e.images.Get(c.Image)
 	if err != nil {
 		return nil, err
@@ -100,7 +120,7 @@ func (e *Engine) plan(c ContainerConfig) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &record{ID: newID(), Name: c.Name, ImageID: img.ID.String(), Lower: lower, Created: time.Now().UTC(), Boot: e.boot}
+	r := &record{ID: id, Name: c.Name, ImageID: img.ID.String(), Lower: lower, Created: time.Now().UTC(), Boot: e.boot}
 	if c.Hostname == "" {
 		c.Hostname = short(r.ID)
 	}
@@ -144,56 +164,86 @@ func (e *Engine) userNamespace(c ContainerConfig) (block int, warnings []string)
 	return 0, nil
 }
 
-// intend claims a name and ids and writes down what will be made, before
-// anything of it exists in the kernel. The directory appears whole or not at
-// all. The lock it returns is held.
-func (e *Engine) intend(ctx context.Context, r *record) (*lock, error) {
-	tmp := filepath.Join(e.containersDir(), newMark+r.ID)
-	l, err := e.claims(ctx, r, tmp)
-	if err == nil {
-		e.step("claimed")
-		err = e.fillDir(r, tmp)
-	}
-	if err != nil {
-		cleanup, cancel := afterwards(ctx)
-		defer cancel()
-		err = errors.Join(err, e.discard(r, tmp), e.releaseClaims(cleanup, r))
-		l.Unlock()
-		return nil, err
-	}
-	e.step("intended")
-	return l, nil
+// birth is a container that has an id and nothing else: a directory under a
+// temporary name, locked, and a monitor on its way. The directory says to Recover
+// that there may be a monitor.
+type birth struct {
+	id, tmp string
+	lock    *lock
+	monitor *runtime.Monitor
 }
 
-// claims makes the new directory, locks it, and claims in its name. The root's
-// lock is shared meanwhile, so that Recover never sees a directory without its
-// lock or a claim without its directory.
-func (e *Engine) claims(ctx context.Context, r *record, tmp string) (*lock, error) {
-	if err := e.dropStaleClaim(ctx, r.Name); err != nil {
-		return nil, err
-	}
+// begin makes the directory and starts the monitor, which takes as long to come up
+// as all that is to be written down before it is needed. The root's lock is
+// shared meanwhile, so that Recover never sees a directory without its lock.
+func (e *Engine) begin(ctx context.Context) (*birth, error) {
 	root, err := e.lockRoot(ctx, unix.LOCK_SH)
 	if err != nil {
 		return nil, err
 	}
 	defer root.Unlock()
-	if err := os.Mkdir(tmp, 0o700); err != nil {
+	b := &birth{id: newID()}
+	b.tmp = filepath.Join(e.containersDir(), newMark+b.id)
+	if err := os.Mkdir(b.tmp, 0o700); err != nil {
 		return nil, err
 	}
-	l, err := tryLock(filepath.Join(tmp, lockFile), unix.LOCK_EX)
+	b.lock, err = tryLock(filepath.Join(b.tmp, lockFile), unix.LOCK_EX)
+	if err == nil {
+		b.monitor, err = runtime.StartMonitor(e.cgroup(b.id))
+	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, e.abandon(ctx, b))
 	}
+	e.step("begun")
+	return b, nil
+}
+
+// abandon takes begin back.
+func (e *Engine) abandon(ctx context.Context, b *birth) (err error) {
+	defer b.lock.Unlock()
+	if b.monitor != nil {
+		cleanup, cancel := afterwards(ctx)
+		defer cancel()
+		err = b.monitor.Close(cleanup)
+	}
+	return errors.Join(err, volume.Discard(b.tmp))
+}
+
+// intend claims a name and ids and writes down what will be made, before
+// anything of the container exists in the kernel. The directory gets its name
+// when it is whole. After an error nothing of b is left.
+func (e *Engine) intend(ctx context.Context, r *record, b *birth) error {
+	err := e.claims(ctx, r)
+	if err == nil {
+		e.step("claimed")
+		err = e.fillDir(r, b.tmp)
+	}
+	if err != nil {
+		cleanup, cancel := afterwards(ctx)
+		defer cancel()
+		return errors.Join(err, e.releaseClaims(cleanup, r), volume.Discard(e.dir(r.ID)), e.abandon(ctx, b))
+	}
+	e.step("intended")
+	return nil
+}
+
+// claims takes a name and a block of ids for a container that has a directory.
+func (e *Engine) claims(ctx context.Context, r *record) error {
+	root, err := e.lockRoot(ctx, unix.LOCK_SH)
+	if err != nil {
+		return err
+	}
+	defer root.Unlock()
 	if !r.Step {
 		if r.Name, err = e.claimName(r.Name, r.ID); err != nil {
-			return l, err
+			return err
 		}
 		r.Config.Name = r.Name
 	}
 	if r.Block >= 0 {
 		r.Block, err = e.claimBlock(r.ID)
 	}
-	return l, err
+	return err
 }
 
 // fillDir writes the container's files and gives the directory its name.
@@ -220,38 +270,50 @@ func (e *Engine) fillDir(r *record, tmp string) error {
 	return os.Rename(tmp, e.dir(r.ID))
 }
 
-// syncIntent makes the record and its claims survive a power cut.
+// syncIntent makes the record and its claims survive a power cut. The claims
+// come first: a record without its claim could share its ids with another.
 func (e *Engine) syncIntent(id string) error {
-	f, err := os.OpenFile(filepath.Join(e.dir(id), configFile), os.O_WRONLY, 0)
-	if err != nil {
+	var err error
+	for _, dir := range []string{e.namesDir(), e.idsDir()} {
+		err = errors.Join(err, atomicfile.SyncDir(dir))
+	}
+	f, openErr := os.OpenFile(filepath.Join(e.dir(id), configFile), os.O_WRONLY, 0)
+	if err = errors.Join(err, openErr); err != nil {
 		return err
 	}
 	err = errors.Join(f.Sync(), f.Close())
-	for _, dir := range []string{e.dir(id), e.containersDir(), e.namesDir(), e.idsDir()} {
+	for _, dir := range []string{e.dir(id), e.containersDir()} {
 		err = errors.Join(err, atomicfile.SyncDir(dir))
 	}
 	return err
 }
 
-// prepare lets the runtime make the container and plugs in its network.
-func (e *Engine) prepare(ctx context.Context, r *record, stdio Stdio, root runtime.Overlay) (*runtime.Container, error) {
+// prepare lets the runtime make the container and plugs in its network. m may be
+// nil; it is the runtime's from here on.
+func (e *Engine) prepare(ctx context.Context, r *record, stdio Stdio, root runtime.Overlay, m *runtime.Monitor) (*runtime.Container, error) {
 	spec, err := e.spec(r)
+	if err != nil && m != nil {
+		err = errors.Join(err, m.Close(context.WithoutCancel(ctx)))
+	}
 	if err != nil {
 		return nil, err
 	}
 	rt, err := runtime.Create(ctx, runtime.Config{
 		ID: r.ID, Spec: spec, Root: root, StateDir: e.stateDir(r.ID), Dir: e.dir(r.ID), Cgroup: e.cgroup(r.ID),
-		Stdin: stdio.Stdin, Stdout: stdio.Stdout, Stderr: stdio.Stderr,
+		Stdin: stdio.Stdin, Stdout: stdio.Stdout, Stderr: stdio.Stderr, Monitor: m,
+		Plug: func(ctx context.Context, pid int) error {
+			e.step("cloned")
+			if err := e.attach(ctx, r, pid); err != nil {
+				return err
+			}
+			e.step("attached")
+			return nil
+		},
 	})
-	if err != nil {
-		return nil, err
+	if err == nil {
+		e.step("created")
 	}
-	e.step("created")
-	if err := e.attach(ctx, r, rt.Pid()); err != nil {
-		return nil, errors.Join(err, rt.Close())
-	}
-	e.step("attached")
-	return rt, nil
+	return rt, err
 }
 
 func (e *Engine) attach(ctx context.Context, r *record, pid int) error {
@@ -264,7 +326,7 @@ func (e *Engine) attach(ctx context.Context, r *record, pid int) error {
 	if err != nil {
 		return err
 	}
-	if err := saveJSON(e.addressFile(r.ID), at); err != nil {
+	if err := saveRun(e.addressFile(r.ID), at); err != nil {
 		return err
 	}
 	if err := writeInPlace(filepath.Join(e.dir(r.ID), "hosts"), hosts(r, at, nil)); err != nil {
@@ -296,11 +358,6 @@ func (e *Engine) exists(id string) bool {
 		}
 	}
 	return false
-}
-
-// discard deletes the container's directory under both of its names.
-func (e *Engine) discard(r *record, tmp string) error {
-	return errors.Join(volume.Discard(tmp), volume.Discard(e.dir(r.ID)))
 }
 
 func (e *Engine) upper(id string) string { return filepath.Join(e.dir(id), "upper") }

@@ -254,7 +254,7 @@ func (e *Engine) settle(ctx context.Context, r *record) error {
 // nothing is left to be freed.
 func (e *Engine) finish(ctx context.Context, r *record, exit runtime.Exit) error {
 	var s starting
-	if _, err := loadJSON(e.startedFile(r.ID), &s); err != nil {
+	if _, err := loadRun(e.startedFile(r.ID), &s); err != nil {
 		return err
 	}
 	if err := e.free(ctx, r); err != nil {

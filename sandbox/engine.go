@@ -173,7 +173,7 @@ type probed struct {
 
 func (e *Engine) probeUserNS() bool {
 	var p probed
-	found, err := loadJSON(filepath.Join(e.run, "userns.json"), &p)
+	found, err := loadRun(filepath.Join(e.run, "userns.json"), &p)
 	if err == nil && found && p.Boot == e.boot && p.UserNS {
 		return true // "no" is asked again each time: somebody may have enabled it
 	}
@@ -183,7 +183,7 @@ func (e *Engine) probeUserNS() bool {
 // rememberUserNS spares other processes the question. Without the file they ask
 // themselves, so that it cannot be written is no error.
 func (e *Engine) rememberUserNS(yes bool) {
-	_ = saveJSON(filepath.Join(e.run, "userns.json"), probed{e.boot, yes})
+	_ = saveRun(filepath.Join(e.run, "userns.json"), probed{e.boot, yes})
 }
 
 func (e *Engine) containersDir() string        { return filepath.Join(e.root, "containers") }

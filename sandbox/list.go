@@ -103,7 +103,7 @@ func (e *Engine) view(r *record) (Container, error) {
 		return c, nil
 	}
 	var s starting
-	if _, err := loadJSON(e.startedFile(r.ID), &s); err != nil {
+	if _, err := loadRun(e.startedFile(r.ID), &s); err != nil {
 		return c, fmt.Errorf("look at container: %w", err)
 	}
 	c.Started = s.Started
@@ -140,7 +140,7 @@ func (c *Container) setExit(exit runtime.Exit) {
 // address is where the container can be reached; the zero address for none.
 func (e *Engine) address(id string) (netip.Addr, error) {
 	var at network.Attachment
-	found, err := loadJSON(e.addressFile(id), &at)
+	found, err := loadRun(e.addressFile(id), &at)
 	if err != nil || !found {
 		return netip.Addr{}, err
 	}

@@ -60,9 +60,13 @@ func newEngine(t *testing.T) *Engine {
 
 func checkNoCgroups(t *testing.T, e *Engine) {
 	t.Helper()
-	left, err := filepath.Glob("/sys/fs/cgroup/*/naru-" + e.hash + "/*")
-	if err != nil {
-		t.Fatal(err)
+	var left []string
+	for _, place := range []string{"/sys/fs/cgroup/*/naru-", "/sys/fs/cgroup/naru-"} { // v1 and hybrid, v2
+		found, err := filepath.Glob(place + e.hash + "/*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		left = append(left, found...)
 	}
 	for _, path := range left {
 		if info, err := os.Stat(path); err == nil && info.IsDir() {

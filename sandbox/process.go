@@ -79,10 +79,7 @@ func newProcess(c ContainerConfig, img image.RunConfig, lower []string) (*specs.
 	if err != nil {
 		return nil, err
 	}
-	p := runtime.DefaultSpec(nil).Process
-	if p == nil {
-		p = &specs.Process{NoNewPrivileges: true}
-	}
+	p := runtime.DefaultProcess()
 	p.Args, p.Cwd, p.Terminal = argv, firstOf(c.Workdir, img.WorkingDir, "/"), false
 	p.Env = environment(img.Env, []string{"HOSTNAME=" + c.Hostname}, c.Env)
 	view, err := viewLayers(lower)

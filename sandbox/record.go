@@ -111,6 +111,27 @@ func saveJSON(path string, v any) error {
 	return atomicfile.WriteFile(path, data, 0o600)
 }
 
+// saveRun is saveJSON for the run directory. What stands there is about
+// processes, which a power cut ends as well, so nothing waits for a disk, should
+// the directory lie on one.
+func saveRun(path string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return atomicfile.Replace(path, data, 0o600)
+}
+
+// loadRun is loadJSON for the run directory. A file that is cut off can only be
+// from before a power cut, and then what it tells of is gone too.
+func loadRun(path string, v any) (found bool, err error) {
+	found, err = loadJSON(path, v)
+	if errors.As(err, new(*json.SyntaxError)) {
+		return false, nil
+	}
+	return found, err
+}
+
 // ended returns how the container ended, once that is settled.
 func (e *Engine) ended(id string) (end ending, ok bool, err error) {
 	ok, err = loadJSON(filepath.Join(e.dir(id), endedFile), &end)

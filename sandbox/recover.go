@@ -142,8 +142,11 @@ func (e *Engine) deadDirs() ([]string, error) {
 			if err != nil {
 				continue // its creator lives
 			}
-			away := filepath.Join(e.containersDir(), goneMark+strings.TrimPrefix(d.Name(), newMark))
-			err = os.Rename(path, away)
+			id := strings.TrimPrefix(d.Name(), newMark)
+			away := filepath.Join(e.containersDir(), goneMark+id)
+			if err = runtime.Destroy(e.stateDir(id), path, e.cgroup(id)); err == nil { // its monitor may have come up
+				err = os.Rename(path, away)
+			}
 			l.Unlock()
 			if err != nil {
 				return nil, err

@@ -8,6 +8,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/runtime/overlay"
 )
 
 // rootView is a container's root file system for reading a few files of it: a
@@ -26,6 +28,13 @@ func viewLayers(lower []string) (*rootView, error) {
 	}
 	if len(lower) == 1 {
 		fd, err := unix.Open(lower[0], unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("view layers: %w", err)
+		}
+		return &rootView{fd}, nil
+	}
+	if !overlay.Appends() {
+		fd, err := overlay.MountDirs(overlay.Dirs{Lower: lower}, nil, unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC)
 		if err != nil {
 			return nil, fmt.Errorf("view layers: %w", err)
 		}

@@ -24,19 +24,24 @@ func (e *Engine) Start(ctx context.Context, ref string) error {
 	if err != nil {
 		return fmt.Errorf("start container %s: %w", short(id), err)
 	}
+	return e.goOn(ctx, id, p)
+}
+
+// goOn starts a pending container and lets go of it: it goes on by itself.
+func (e *Engine) goOn(ctx context.Context, id string, p *pending) error {
 	defer p.lock.Unlock()
-	err = e.startPending(ctx, id, p)
+	err := e.startPending(ctx, id, p)
 	if p.live && err == nil {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		e.live[id] = p.rt // Wait closes it
 		return nil
 	}
-	return errors.Join(err, p.rt.Close()) // the container goes on by itself
+	return errors.Join(err, p.rt.Close())
 }
 
 func (e *Engine) startPending(ctx context.Context, id string, p *pending) error {
-	err := saveJSON(e.startedFile(id), starting{time.Now().UTC()})
+	err := saveRun(e.startedFile(id), starting{time.Now().UTC()})
 	if err == nil {
 		e.step("starting")
 		err = p.rt.Start(ctx)
@@ -103,7 +108,7 @@ func (e *Engine) makeAgain(ctx context.Context, id string) (*runtime.Container, 
 	}
 	// started.json comes before ended.json goes: a container that has run once
 	// must never look like one that was never started, or Recover removes it.
-	if err := saveJSON(e.startedFile(id), starting{c.Started}); err != nil {
+	if err := saveRun(e.startedFile(id), starting{c.Started}); err != nil {
 		return nil, err
 	}
 	for _, name := range []string{"exit.json", endedFile} {
@@ -111,7 +116,7 @@ func (e *Engine) makeAgain(ctx context.Context, id string) (*runtime.Container, 
 			return nil, err
 		}
 	}
-	rt, err := e.prepare(ctx, r, Stdio{}, runtime.Overlay{Lower: r.Lower, Upper: e.upper(id), Work: e.work(id)})
+	rt, err := e.prepare(ctx, r, Stdio{}, runtime.Overlay{Lower: r.Lower, Upper: e.upper(id), Work: e.work(id)}, nil)
 	if err != nil {
 		cleanup, cancel := afterwards(ctx)
 		defer cancel()

@@ -40,28 +40,31 @@ const drainTime = 5 * time.Second
 
 // Run runs one step to its end, or kills it when ctx ends.
 func (s stepRunner) Run(ctx context.Context, step build.Step) (code int, err error) {
-	r, err := s.e.planStep(step)
+	b, err := s.e.begin(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("build step: %w", err)
+	}
+	r, err := s.e.planStep(b.id, step)
 	if err == nil && r.Config.Network == networkBuild {
 		err = s.e.ensureBuildNetwork(ctx)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("build step: %w", err)
+		return 0, errors.Join(fmt.Errorf("build step: %w", err), s.e.abandon(ctx, b))
 	}
-	l, err := s.e.intend(ctx, r)
-	if err != nil {
+	if err := s.e.intend(ctx, r, b); err != nil {
 		return 0, fmt.Errorf("build step: %w", err)
 	}
 	defer func() {
 		cleanup, cancel := afterwards(ctx)
 		defer cancel()
-		err = errors.Join(err, s.e.destroy(cleanup, r, l))
+		err = errors.Join(err, s.e.destroy(cleanup, r, b.lock))
 	}()
-	return s.e.runStep(ctx, r, step)
+	return s.e.runStep(ctx, r, step, b.monitor)
 }
 
 // planStep makes the record of a step. Its files are looked at as the step
 // will see them: the unfinished layer on top.
-func (e *Engine) planStep(step build.Step) (*record, error) {
+func (e *Engine) planStep(id string, step build.Step) (*record, error) {
 	c := ContainerConfig{
 		Image: "build", Network: firstOf(step.Network, networkBuild), Hostname: firstOf(step.Hostname, "build"),
 		Memory: step.Memory, Pids: step.Pids, CPUs: step.CPUs, UserNS: UserNSAuto,
@@ -72,9 +75,9 @@ func (e *Engine) planStep(step build.Step) (*record, error) {
 	if len(step.Args) == 0 {
 		return nil, errors.New("no command given")
 	}
-	r := &record{ID: newID(), Step: true, Config: c, Lower: step.Lower, Command: step.Args, Created: time.Now().UTC(), Boot: e.boot}
+	r := &record{ID: id, Step: true, Config: c, Lower: step.Lower, Command: step.Args, Created: time.Now().UTC(), Boot: e.boot}
 	r.Block, r.Warnings = e.userNamespace(c)
-	p := *runtime.DefaultSpec(nil).Process
+	p := *runtime.DefaultProcess()
 	p.Args, p.Env, p.Cwd, p.Terminal = step.Args, environment(step.Env), firstOf(step.Dir, "/"), false
 	r.Process = &p
 	layers := step.Lower
@@ -89,10 +92,10 @@ func (e *Engine) planStep(step build.Step) (*record, error) {
 	return r, asUser(&p, view, step.User)
 }
 
-func (e *Engine) runStep(ctx context.Context, r *record, step build.Step) (code int, err error) {
+func (e *Engine) runStep(ctx context.Context, r *record, step build.Step, m *runtime.Monitor) (code int, err error) {
 	out, done, err := pipeTo(step.Out)
 	if err != nil {
-		return 0, err
+		return 0, errors.Join(err, m.Close(context.WithoutCancel(ctx)))
 	}
 	defer func() {
 		_ = out.Close() // a pipe of our own: nothing can be lost
@@ -101,8 +104,11 @@ func (e *Engine) runStep(ctx context.Context, r *record, step build.Step) (code 
 		case <-time.After(drainTime):
 		}
 	}()
+	for _, w := range r.Warnings { // what isolation the kernel lacks must be seen in the build's log
+		_, _ = fmt.Fprintln(step.Out, "naru: warning:", w)
+	}
 	root := runtime.Overlay{Lower: step.Lower, Upper: step.Upper, Work: step.Work, Volatile: true}
-	rt, err := e.prepare(ctx, r, Stdio{Stdout: out, Stderr: out}, root)
+	rt, err := e.prepare(ctx, r, Stdio{Stdout: out, Stderr: out}, root, m)
 	if err != nil {
 		return 0, err
 	}

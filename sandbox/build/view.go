@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/runtime/overlay"
 )
 
 // mountView stacks directories, bottom first, into an overlay that is mounted
@@ -19,7 +21,10 @@ func mountView(lower []string, upper, work string) (r *root, err error) {
 			err = fmt.Errorf("mount layers: %w", err)
 		}
 	}()
-	o := overlay{}
+	if !overlay.Appends() {
+		return mountViewOld(overlay.Dirs{Lower: lower, Upper: upper, Work: work})
+	}
+	o := mounting{}
 	defer o.close()
 	if o.fs, err = unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("fsopen: %w", err)
@@ -35,9 +40,7 @@ func mountView(lower []string, upper, work string) (r *root, err error) {
 		o.dir("workdir", work)
 		o.set("volatile") // the store syncs what it commits
 	}
-	// Layers are moved and packed by plain walks: nothing in them may refer to a
-	// place or an inode of the layers below.
-	for _, name := range []string{"redirect_dir", "metacopy", "index", "xino"} {
+	for _, name := range plainOptions() {
 		o.option(name, "off")
 	}
 	if o.err != nil {
@@ -53,8 +56,31 @@ func mountView(lower []string, upper, work string) (r *root, err error) {
 	return &root{mnt}, nil
 }
 
-// overlay is a mount that is being configured. The first error stays.
-type overlay struct {
+// plainOptions are turned off: layers are moved and packed by plain walks, so
+// nothing in them may refer to a place or an inode of the layers below.
+func plainOptions() []string { return []string{"redirect_dir", "metacopy", "index", "xino"} }
+
+// mountViewOld is for kernels before Linux 6.7.
+func mountViewOld(d overlay.Dirs) (*root, error) {
+	flags := uintptr(unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC)
+	var options []string
+	for _, name := range plainOptions() {
+		options = append(options, name+"=off")
+	}
+	if d.Upper == "" {
+		flags |= unix.MS_RDONLY
+	} else {
+		options = append(options, "volatile")
+	}
+	mnt, err := overlay.MountDirs(d, options, flags)
+	if err != nil {
+		return nil, err
+	}
+	return &root{mnt}, nil
+}
+
+// mounting is an overlay that is being configured. The first error stays.
+type mounting struct {
 	fs   int
 	dirs []int
 	err  error
@@ -62,7 +88,7 @@ type overlay struct {
 
 // dir gives a directory to the kernel by descriptor: fsconfig(2) takes no
 // string over 255 bytes, and no name has to be escaped.
-func (o *overlay) dir(key, path string) {
+func (o *mounting) dir(key, path string) {
 	if o.err != nil {
 		return
 	}
@@ -75,7 +101,7 @@ func (o *overlay) dir(key, path string) {
 	o.option(key, fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
-func (o *overlay) option(key, value string) {
+func (o *mounting) option(key, value string) {
 	if o.err != nil {
 		return
 	}
@@ -84,7 +110,7 @@ func (o *overlay) option(key, value string) {
 	}
 }
 
-func (o *overlay) set(key string) {
+func (o *mounting) set(key string) {
 	if o.err != nil {
 		return
 	}
@@ -94,7 +120,7 @@ func (o *overlay) set(key string) {
 }
 
 // log is what the kernel has to say about the last error, if anything.
-func (o *overlay) log() error {
+func (o *mounting) log() error {
 	buf := make([]byte, 1024)
 	n, err := unix.Read(o.fs, buf)
 	if err != nil || n <= 0 {
@@ -103,7 +129,7 @@ func (o *overlay) log() error {
 	return errors.New(strings.TrimSpace(string(buf[:n])))
 }
 
-func (o *overlay) close() {
+func (o *mounting) close() {
 	for _, fd := range o.dirs {
 		unix.Close(fd)
 	}

@@ -19,10 +19,7 @@ func execute(l *Launch, fds []int) {
 		syscall.Exit(1)
 	}
 	closeOthers(fds)
-	x := executor{child: c, pid: c.pid}
-	for _, s := range l.Program {
-		x.names = append(x.names, s.Name)
-	}
+	x := executor{child: c, pid: c.pid, code: l.Code}
 	x.run()
 }
 
@@ -31,7 +28,7 @@ type executor struct {
 	pid   int  // whose end counts; the grandchild's once it is known
 	known bool // pid is the grandchild's
 	waits bool // the grandchild is at its gate
-	names []string
+	code  step.Code
 	msg   [16]byte
 }
 
@@ -98,11 +95,7 @@ func (x *executor) report() bool {
 	case 'R':
 		x.waits = true
 	default:
-		name := "unknown step"
-		if i := int(x.msg[2]) | int(x.msg[3])<<8; i < len(x.names) {
-			name = x.names[i]
-		}
-		reply32(Control, ReplyFailed, d.U32(), name)
+		reply32(Control, ReplyFailed, d.U32(), x.code.Name(int(x.msg[2])|int(x.msg[3])<<8))
 		return false
 	}
 	if x.known && x.waits { // the two processes report in any order

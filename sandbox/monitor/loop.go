@@ -29,7 +29,8 @@ type monitor struct {
 	lock      int
 	clients   []int
 	waiter    int // client that waits for the result of OpStart
-	names     []string
+	code      step.Code
+	launched  []byte // where code lies, until execve
 	dir, home int
 	kill, oom int
 	out       [2]stream
@@ -49,9 +50,7 @@ func newMonitor(l *Launch, fds []int) *monitor {
 	for i := range m.out {
 		m.out[i] = stream{in: fdOf(fds, l.Out[i]), copy: fdOf(fds, l.Copy[i]), buf: make([]byte, 32<<10)}
 	}
-	for _, s := range l.Program {
-		m.names = append(m.names, s.Name)
-	}
+	m.code, m.launched = l.Code, l.record
 	return m
 }
 
@@ -64,6 +63,9 @@ func (m *monitor) launch(l *Launch, fds []int) {
 		syscall.Exit(1)
 	}
 	m.init = c
+	e := step.Encoder{Buf: []byte{ReplyCloned}}
+	e.U32(uint32(c.pid))
+	send(m.creator, e.Buf, c.pidfd)
 	m.drop(fds)
 }
 
@@ -144,9 +146,7 @@ func (m *monitor) report() {
 	switch {
 	case err == syscall.EINTR:
 	case err == nil && n == 8 && m.msg[0] == 'R':
-		e := step.Encoder{Buf: []byte{ReplyReady}}
-		e.U32(uint32(m.init.pid))
-		send(m.creator, e.Buf, m.init.pidfd)
+		send(m.creator, []byte{ReplyReady})
 	case err == nil && n == 8 && m.msg[0] == 'F':
 		d := step.Decoder{Buf: m.msg[4:8]}
 		m.refused(int(m.msg[2])|int(m.msg[3])<<8, d.U32())
@@ -165,16 +165,12 @@ func (m *monitor) closeStatus() {
 
 // refused passes on the step that failed; the init exits by itself.
 func (m *monitor) refused(index int, errno uint32) {
-	name := "unknown step"
-	if index < len(m.names) {
-		name = m.names[index]
-	}
 	to := m.creator
 	if m.waiter >= 0 {
 		to = m.waiter
 	}
 	m.waiter = None
-	reply32(to, ReplyFailed, errno, name)
+	reply32(to, ReplyFailed, errno, m.code.Name(index))
 }
 
 // started is reached when the status pipe ends while somebody waits for it: by
@@ -189,6 +185,8 @@ func (m *monitor) started() {
 		return
 	}
 	m.state = StateRunning
+	m.code = nil
+	syscall.Munmap(m.launched)
 	if fd, err := openAt(m.home, FileStarted, syscall.O_CREAT|syscall.O_WRONLY, 0o600); err == nil {
 		syscall.Close(fd)
 	}

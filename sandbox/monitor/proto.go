@@ -20,7 +20,7 @@ const (
 // on monitor.sock. A client may send only OpStatus, OpStart, OpSignal and OpGetFD.
 const (
 	OpUserNS = 'U' // + two id maps, see EncodeMaps → ReplyFD with the namespace
-	OpLaunch = 'L' // with descriptors: a memfd with a Launch, then those it refers to → ReplyReady or ReplyFailed
+	OpLaunch = 'L' // with descriptors: a memfd with a Launch, then those it refers to → ReplyCloned, ReplyReady or ReplyFailed
 	OpAdopt  = 'A' // like OpLaunch, for a container whose monitor died → ReplyOK
 	OpCommit = 'C' // the creator's records are durable; no reply
 	OpStart  = 'S' // → ReplyOK or ReplyFailed, once execve has happened
@@ -33,7 +33,8 @@ const (
 const (
 	ReplyOK     = 'o'
 	ReplyErrno  = '!' // + u32
-	ReplyReady  = 'R' // + u32 pid, with the pidfd
+	ReplyCloned = 'c' // + u32 pid, with the pidfd: the namespaces exist, the init is at work
+	ReplyReady  = 'R' // the init is at its gate; from an exec helper + u32 pid, with the pidfd
 	ReplyFailed = 'F' // + u32 errno + name of the step
 	ReplyStatus = 's'
 	ReplyFD     = 'f'
@@ -84,11 +85,13 @@ type Launch struct {
 	Pidfd    int    // OpAdopt: the init
 	Stdio    [3]int // exec: handed to the process
 	Program  step.Program
+	Code     step.Code // the program as it arrived
+	record   []byte    // the mapping in which Code lies
 }
 
 // Encode returns the record.
 func (l *Launch) Encode() []byte {
-	e := &step.Encoder{}
+	e := &step.Encoder{Buf: make([]byte, 0, 64<<10)} // what a container with the default mounts takes
 	e.String(l.Name)
 	e.U64(l.Flags)
 	e.String(l.UIDMap)
@@ -110,7 +113,7 @@ func decodeLaunch(b []byte) (*Launch, bool) {
 	for _, p := range l.indexes() {
 		*p = int(int32(d.U32()))
 	}
-	l.Program = step.DecodeProgram(d)
+	l.Code = d.Buf
 	return l, !d.Bad
 }
 
@@ -191,11 +194,13 @@ func launchFrom(fds []int) (*Launch, []int, bool) {
 	if syscall.Fstat(fds[0], &st) != nil {
 		return nil, nil, false
 	}
-	buf := make([]byte, st.Size)
-	if n, err := syscall.Pread(fds[0], buf, 0); err != nil || n != len(buf) {
+	// Private, as the kernel may write to an argument of capset(2).
+	buf, err := syscall.Mmap(fds[0], 0, int(st.Size), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE)
+	if err != nil {
 		return nil, nil, false
 	}
 	l, ok := decodeLaunch(buf)
+	l.record = buf
 	return l, fds[1:], ok
 }
 

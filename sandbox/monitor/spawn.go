@@ -22,7 +22,10 @@ func spawn(l *Launch, fds []int) (child, string, error) {
 	if err := syscall.Pipe2(status[:], syscall.O_CLOEXEC); err != nil {
 		return child{}, "pipe", err
 	}
-	r := step.Compile(l.Program, fds)
+	r, ok := step.Compile(l.Code, fds)
+	if !ok {
+		return child{}, "compile program", syscall.EBADMSG
+	}
 	r.Regs[step.RegStatus], r.Regs[step.RegGate], r.Regs[step.RegGateWrite] = uintptr(status[1]), uintptr(gate[0]), uintptr(gate[1])
 	pid, pidfd, errno := step.Clone(l.Flags, fdOf(fds, l.Cgroup), r)
 	syscall.Close(gate[0])
@@ -75,11 +78,14 @@ func makeUserNS(ctl int, body []byte) {
 	l := NewLaunch()
 	l.UIDMap, l.GIDMap, l.Flags = d.String(), d.String(), syscall.CLONE_NEWUSER
 	scratch := step.Arg{Kind: step.Scratch}
-	l.Program = step.Program{
+	program := step.Program{
 		step.Call("close gate", syscall.SYS_CLOSE, step.R(step.RegGateWrite)),
 		step.Call("wait for maps", syscall.SYS_READ, step.R(step.RegGate), scratch, step.I(1)),
 		step.Call("wait for the end", syscall.SYS_READ, step.R(step.RegGate), scratch, step.I(1)),
 	}
+	var e step.Encoder
+	program.Encode(&e)
+	l.Code = e.Buf
 	c, _, err := spawn(l, nil)
 	if err != nil {
 		reply32(ctl, ReplyErrno, errnoOf(err), "")

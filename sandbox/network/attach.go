@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -44,7 +45,10 @@ func (m *Manager) Attach(ctx context.Context, ep Endpoint) (a Attachment, err er
 		return a, fmt.Errorf("attach %s to network %q: %w", ep.Container, ep.Network, err)
 	}
 	defer func() { _ = unix.Close(p.netns) }()
-	if err := k.connect(ctx, p); err != nil {
+	durable := make(chan error, 1) // while the kernel works on the interfaces
+	go func() { durable <- k.syncRecord(p.def.Name, p.rec.Address) }()
+	err = k.connect(ctx, p)
+	if err = errors.Join(err, <-durable); err != nil {
 		err = fmt.Errorf("attach %s to network %q: %w", ep.Container, ep.Network, err)
 		if p.fresh {
 			err = errors.Join(err, k.release(p.def.Name, p.rec, true))
@@ -145,7 +149,7 @@ func (k *kernel) reserve(p *plug, ep Endpoint, inode uint64) error {
 			return err
 		}
 	}
-	name, err := k.freeInterface(ep.Container)
+	name, err := k.freeInterface(p.def.Name, ep.Container)
 	if err != nil {
 		return err
 	}
@@ -171,10 +175,15 @@ func (k *kernel) moveIn(p *plug, ep Endpoint, inode uint64) error {
 }
 
 // freeInterface returns eth0 for the container's first network, eth1 for the
-// second, and so on.
-func (k *kernel) freeInterface(container string) (string, error) {
+// second, and so on. It has no address in the network that it is joining.
+func (k *kernel) freeInterface(joining, container string) (string, error) {
+	defs, err := k.loadAll()
+	if err != nil {
+		return "", err
+	}
+	defs = slices.DeleteFunc(defs, func(d definition) bool { return d.Name == joining })
 	taken := map[string]bool{}
-	err := k.eachRecord(container, func(_ string, r record) error {
+	err = k.recordsOf(container, defs, func(_ string, r record) error {
 		taken[r.Interface] = true
 		return nil
 	})
@@ -194,6 +203,11 @@ func (m *Manager) eachRecord(container string, visit func(network string, r reco
 	if err != nil {
 		return err
 	}
+	return m.recordsOf(container, defs, visit)
+}
+
+// recordsOf visits the addresses that a container has in the given networks.
+func (m *Manager) recordsOf(container string, defs []definition, visit func(network string, r record) error) error {
 	for _, d := range defs {
 		all, err := m.records(d.Name)
 		if err != nil {

@@ -9,8 +9,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"naru/internal/atomicfile"
 )
@@ -64,7 +67,7 @@ func (m *Manager) records(network string) ([]record, error) {
 		if err != nil {
 			continue // a temporary file
 		}
-		data, err := os.ReadFile(m.recordPath(network, a))
+		data, err := readSmall(m.recordPath(network, a))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // a reader without lock met a writer
 		}
@@ -72,7 +75,11 @@ func (m *Manager) records(network string) ([]record, error) {
 			return nil, fmt.Errorf("read address: %w", err)
 		}
 		var r record
-		if err := json.Unmarshal(data, &r); err != nil {
+		err = json.Unmarshal(data, &r)
+		if errors.As(err, new(*json.SyntaxError)) {
+			continue // cut off by a power cut, after which nobody has the address
+		}
+		if err != nil {
 			return nil, fmt.Errorf("read %s: %w", m.recordPath(network, a), err)
 		}
 		r.Address = a // the name of the file is what excludes others
@@ -82,6 +89,30 @@ func (m *Manager) records(network string) ([]record, error) {
 	return all, nil
 }
 
+// readSmall is os.ReadFile for the dozens of records that every Attach reads: a
+// record is no pipe that the poller would have to know.
+func readSmall(path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd) // read only: nothing can be lost
+	data := make([]byte, 0, 1024)
+	for {
+		n, err := unix.Read(fd, data[len(data):cap(data)])
+		if err != nil {
+			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+		}
+		if n == 0 {
+			return data, nil
+		}
+		data = slices.Grow(data[:len(data)+n], 512)
+	}
+}
+
+// putRecord writes a record so that it survives a kill at once, and a power cut
+// when syncRecord has returned. Between the two nothing can go wrong: the power cut
+// takes the owner of the address along.
 func (m *Manager) putRecord(network string, r record) error {
 	data, err := json.Marshal(r)
 	if err != nil {
@@ -91,8 +122,23 @@ func (m *Manager) putRecord(network string, r record) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("write address record: %w", err)
 	}
-	if err := atomicfile.WriteFile(path, data, 0o600); err != nil {
+	if err := atomicfile.Replace(path, data, 0o600); err != nil {
 		return fmt.Errorf("write address record: %w", err)
+	}
+	return nil
+}
+
+// syncRecord makes a record durable: after a boot its address is not given to
+// somebody else while others, such as an nginx that starts with its old
+// configuration, still take it for the old one's.
+func (m *Manager) syncRecord(network string, a netip.Addr) error {
+	f, err := os.Open(m.recordPath(network, a))
+	if err != nil {
+		return fmt.Errorf("sync address record: %w", err)
+	}
+	err = errors.Join(f.Sync(), f.Close())
+	if err = errors.Join(err, atomicfile.SyncDir(filepath.Dir(f.Name()))); err != nil {
+		return fmt.Errorf("sync address record: %w", err)
 	}
 	return nil
 }
@@ -107,7 +153,10 @@ func (m *Manager) dropRecord(network string, a netip.Addr) error {
 // free sends an address into quarantine.
 func (m *Manager) free(network string, r record) error {
 	r.Freed = m.now()
-	return m.putRecord(network, r)
+	if err := m.putRecord(network, r); err != nil {
+		return err
+	}
+	return m.syncRecord(network, r.Address)
 }
 
 // choose returns an address without an owner: one never used if there is any,

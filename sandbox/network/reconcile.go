@@ -109,7 +109,10 @@ func (k *kernel) rebuildRecord(network string, r record) error {
 		}
 	}
 	r.Since = k.now().UTC()
-	return k.putRecord(network, r)
+	if err := k.putRecord(network, r); err != nil {
+		return err
+	}
+	return k.syncRecord(network, r.Address)
 }
 
 // freeDead releases the addresses of containers that are gone, and forgets

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"context"
 	"os"
 	"time"
 
@@ -29,6 +30,13 @@ type Config struct {
 	Stdin *os.File
 	// Stdout and Stderr receive a live copy of what is logged; nil means none.
 	Stdout, Stderr *os.File
+	// Monitor is one that StartMonitor has started for Cgroup. Create takes it over,
+	// and ends it when it fails; without one it starts its own.
+	Monitor *Monitor `json:"-"`
+	// Plug is called by Create once the container's namespaces exist, while its init
+	// still prepares its mounts: here the network is plugged into
+	// /proc/<pid>/ns/net. An error fails the creation.
+	Plug func(ctx context.Context, pid int) error `json:"-"`
 	// Detached lets a created container wait for Start without its creator; otherwise
 	// it is killed when the creator dies before Start.
 	Detached bool

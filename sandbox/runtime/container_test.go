@@ -62,6 +62,9 @@ func TestOutcomes(t *testing.T) {
 		}
 		for _, o := range outcomes() {
 			t.Run(name+o.name, func(t *testing.T) {
+				if userns {
+					needUserNS(t)
+				}
 				out, errs, e := newBox(t, userns, "sh", "-c", o.script).run(t)
 				if out != o.want || e.Code != o.code || !e.Known {
 					t.Errorf("got %q, exit %+v, stderr %q; want %q, exit %d", out, e, errs, o.want, o.code)

@@ -25,10 +25,7 @@ const cleanupTime = 10 * time.Second
 // /proc/<Pid>/ns/net. Refused steps come back as *StartError. After an error
 // nothing of the container is left except empty directories.
 func Create(ctx context.Context, c Config) (*Container, error) {
-	if err := validate(c); err != nil {
-		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
-	}
-	cr := &creation{Config: c, ids: mapOf(c.Spec)}
+	cr := &creation{Config: c, prog: newProgram(), launch: monitor.NewLaunch()}
 	defer cr.release()
 	got, err := cr.run(ctx)
 	if err != nil {
@@ -41,8 +38,9 @@ func Create(ctx context.Context, c Config) (*Container, error) {
 type creation struct {
 	Config
 	ids     idMap
-	host    cgroup.Host
 	group   *cgroup.Group
+	tasks   []*os.File // of the group: v1 hierarchies to enter
+	views   []namedDir // of the group: what a mount of type cgroup shows where v1 is in use
 	monitor *client
 	launch  *monitor.Launch
 	prog    *program
@@ -65,13 +63,16 @@ func (c *creation) release() {
 	for _, f := range c.open {
 		f.Close()
 	}
-	if c.prog != nil {
-		c.prog.close()
-	}
+	c.prog.close()
 }
 
-// run is the order of a creation. The monitor starts while we prepare mounts.
+// run is the order of a creation: the monitor starts while we prepare cgroups and
+// mounts, and the init makes the container's mounts while we write its record and
+// the caller plugs in the network.
 func (c *creation) run(ctx context.Context) (*Container, error) {
+	if err := validate(c.Config); err != nil {
+		return nil, err
+	}
 	flags, joins, err := namespaceFlags(c.Spec)
 	if err != nil {
 		return nil, err
@@ -79,30 +80,33 @@ func (c *creation) run(ctx context.Context) (*Container, error) {
 	if err := c.directories(); err != nil {
 		return nil, err
 	}
-	if err := c.cgroups(); err != nil {
-		return nil, err
-	}
 	if err := c.startMonitor(); err != nil {
 		return nil, err
 	}
-	got, err := c.prepare(ctx, joins)
-	if err != nil {
+	grouped := make(chan error, 1)
+	go func() { grouped <- c.cgroups() }()
+	got, err := c.prepare(joins)
+	if err == nil {
+		err = c.mounts(ctx, &got)
+	}
+	if err = errors.Join(err, <-grouped); err != nil {
 		return nil, err
 	}
-	c.prog = initProgram(c.Spec, got)
+	got.tasks, got.cgroup = c.tasks, c.views
+	if err := groupFiles(c.launch, c.prog, c.group); err != nil {
+		return nil, err
+	}
+	c.prog.init(c.Spec, got)
 	c.launch.Flags = flags
 	c.launch.Program = c.prog.steps
-	if err := c.descriptors(); err != nil {
-		return nil, err
-	}
 	if err := c.monitor.launch(monitor.OpLaunch, c.launch, c.prog.files); err != nil {
 		return nil, err
 	}
-	ready, err := c.monitor.expect(ctx, monitor.ReplyReady)
+	cloned, err := c.monitor.expect(ctx, monitor.ReplyCloned)
 	if err != nil {
 		return nil, err
 	}
-	return c.adopt(int(ready.value), ready.fds, flags)
+	return c.adopt(ctx, int(cloned.value), cloned.fds, flags)
 }
 
 // directories makes an empty state directory and forgets an earlier end.
@@ -124,51 +128,51 @@ func (c *creation) directories() error {
 	return err
 }
 
+// cgroups makes the groups with their limits, and opens the ways into them and the
+// views of them.
 func (c *creation) cgroups() (err error) {
-	if c.host, err = cgroup.Detect(); err != nil {
-		return err
-	}
-	c.group, err = c.host.Create(c.Cgroup, c.Spec.Linux.Resources)
+	c.group, err = c.Monitor.host.Create(c.Cgroup, c.Spec.Linux.Resources)
 	if err != nil {
 		c.group = nil // it is somebody else's, or removed again
+		return err
 	}
-	return err
+	if c.tasks, err = openTasks(c.group); err != nil {
+		return err
+	}
+	for _, m := range c.Spec.Mounts {
+		if m.Type != "cgroup" || len(c.Monitor.host.V1) == 0 {
+			continue
+		}
+		if c.views, err = c.cgroupDirs(parseOptions(m.Options)); err != nil {
+			return fmt.Errorf("mount on %s: %w", m.Destination, err)
+		}
+	}
+	return nil
 }
 
 // monitorCgroup is the name of the monitor's own group, beside the container's.
 func monitorCgroup(path string) string { return path + ".monitor" }
 
-func (c *creation) startMonitor() error {
-	var dir *os.File
-	if c.host.Unified != "" {
-		g, err := c.host.Create(monitorCgroup(c.Cgroup), nil)
-		if err != nil {
-			return err
-		}
-		if dir, err = c.keep(os.Open(g.UnifiedDir())); err != nil {
+func (c *creation) startMonitor() (err error) {
+	if c.Monitor == nil {
+		if c.Monitor, err = StartMonitor(c.Cgroup); err != nil {
 			return err
 		}
 	}
-	m, err := spawn(monitor.ArgMonitor, dir)
-	if err != nil {
-		return err
-	}
-	c.monitor = m
-	if c.ids.mapped() {
-		return m.send(monitor.EncodeMaps(mountMapText(c.ids.uids), mountMapText(c.ids.gids)))
+	c.monitor = c.Monitor.client
+	if c.ids = mapOf(c.Spec); c.ids.mapped() {
+		return c.monitor.send(monitor.EncodeMaps(mountMapText(c.ids.uids), mountMapText(c.ids.gids)))
 	}
 	return nil
 }
 
-// prepare makes every mount that must not be found through the image.
-func (c *creation) prepare(ctx context.Context, joins []specs.LinuxNamespace) (got prepared, err error) {
+// prepare makes what needs no user namespace, for which the monitor is still on
+// its way.
+func (c *creation) prepare(joins []specs.LinuxNamespace) (got prepared, err error) {
 	if s := c.Spec.Linux.Seccomp; s != nil {
 		if got.filter, err = seccomp.Compile(s); err != nil {
 			return got, err
 		}
-	}
-	if got.tasks, err = openTasks(c.group); err != nil {
-		return got, err
 	}
 	for _, n := range joins {
 		f, err := c.keep(os.Open(n.Path))
@@ -184,21 +188,28 @@ func (c *creation) prepare(ctx context.Context, joins []specs.LinuxNamespace) (g
 			}
 		}
 	}
+	if err := c.stdio(&got); err != nil {
+		return got, err
+	}
+	return got, c.descriptors()
+}
+
+// mounts makes every mount that must not be found through the image.
+func (c *creation) mounts(ctx context.Context, got *prepared) error {
 	if c.ids.mapped() {
 		r, err := c.monitor.expect(ctx, monitor.ReplyFD)
 		if err != nil || len(r.fds) != 1 {
-			return got, fmt.Errorf("make user namespace for mounts: %w", err)
+			return fmt.Errorf("make user namespace for mounts: %w", err)
 		}
 		c.userns, _ = c.keep(os.NewFile(uintptr(r.fds[0]), "userns"), nil)
 	}
 	readonly := c.Spec.Root != nil && c.Spec.Root.Readonly
-	if got.root, err = mountRoot(c.Root, readonly, c.userns); err != nil {
-		return got, fmt.Errorf("mount root: %w", err)
+	root, err := mountRoot(c.Root, readonly, c.userns)
+	if err != nil {
+		return fmt.Errorf("mount root: %w", err)
 	}
-	if err := c.bindMounts(&got); err != nil {
-		return got, err
-	}
-	return got, c.stdio(&got)
+	got.root = root
+	return c.bindMounts(got)
 }
 
 // descriptors are those of the launch record that the monitor keeps.
@@ -213,9 +224,6 @@ func (c *creation) descriptors() error {
 		l.LogMax = DefaultLogMax
 	}
 	if err := keepFiles(l, c.prog, c.Dir, c.StateDir); err != nil {
-		return err
-	}
-	if err := groupFiles(l, c.prog, c.group); err != nil {
 		return err
 	}
 	if err := c.liveCopies(); err != nil {
@@ -251,8 +259,9 @@ func (c *creation) liveCopies() error {
 }
 
 // adopt records the container, sets what only its creator can, and tells the
-// monitor that the container may outlive us.
-func (c *creation) adopt(pid int, fds []int, flags uint64) (*Container, error) {
+// monitor that the container may outlive us. The init works on its mounts
+// meanwhile; its resource limits come after those, which they would bind too.
+func (c *creation) adopt(ctx context.Context, pid int, fds []int, flags uint64) (*Container, error) {
 	if len(fds) != 1 {
 		return nil, errors.New("internal error: monitor sent no pidfd")
 	}
@@ -263,12 +272,13 @@ func (c *creation) adopt(pid int, fds []int, flags uint64) (*Container, error) {
 		stateDir: c.StateDir, dir: c.Dir, pidfd: fds[0], group: c.group, client: c.monitor, copies: c.copies,
 		rec: record{Version: recordVersion, ID: c.ID, Cgroup: c.Cgroup, Namespaces: flags, Mapped: c.ids.mapped(), LogMax: int64(c.launch.LogMax)},
 	}
-	err := got.rec.identify(pid, got.pidfd)
-	if err == nil {
-		err = setLimits(pid, c.Spec.Process)
+	err := c.register(ctx, got, pid)
+	// What the init says comes first: where it gave up, the rest could only fail.
+	if _, refused := c.monitor.expect(ctx, monitor.ReplyReady); refused != nil {
+		err = refused
 	}
 	if err == nil {
-		err = got.rec.save(c.StateDir)
+		err = setLimits(pid, c.Spec.Process)
 	}
 	if err == nil {
 		err = c.monitor.send([]byte{monitor.OpCommit})
@@ -277,8 +287,19 @@ func (c *creation) adopt(pid int, fds []int, flags uint64) (*Container, error) {
 		unix.Close(got.pidfd)
 		return nil, err
 	}
-	c.monitor, c.copies = nil, nil
+	c.copies = nil
 	return got, nil
+}
+
+// register writes the container's record and has its network plugged in.
+func (c *creation) register(ctx context.Context, got *Container, pid int) error {
+	if err := got.rec.identify(pid, got.pidfd); err != nil {
+		return err
+	}
+	if err := got.rec.save(c.StateDir); err != nil || c.Plug == nil {
+		return err
+	}
+	return c.Plug(ctx, pid)
 }
 
 // undo takes back a creation that failed: the monitor kills what it cloned when
@@ -287,17 +308,13 @@ func (c *creation) undo(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
 	var errs []error
-	if c.monitor != nil {
-		c.monitor.close()
+	if c.Monitor != nil {
+		errs = append(errs, c.Monitor.Close(ctx))
 	}
 	c.copies.close()
 	c.release()
 	if c.group != nil {
-		errs = append(errs, c.group.Kill(ctx))
-		if c.host.Unified != "" {
-			errs = append(errs, c.host.Open(monitorCgroup(c.Cgroup)).Kill(ctx))
-		}
-		errs = append(errs, c.group.Remove(), c.host.Open(monitorCgroup(c.Cgroup)).Remove())
+		errs = append(errs, c.group.Kill(ctx), c.group.Remove())
 	}
 	if c.made {
 		errs = append(errs, removeState(c.StateDir))

@@ -56,7 +56,7 @@ func FeaturesAt(dir string) Report {
 		{"root", "containers need root", probeRoot},
 		{"kernel", "Linux 5.12 or later is needed", probeKernel},
 		{"overlay", "images cannot be stacked", func() (string, error) { return probeOverlay(dir, nil) }},
-		{FeatureUserNS, "container root is host root; use UserNS \"host\"", func() (string, error) { return probeUserNS(dir) }},
+		{FeatureUserNS, "root in a container is root of the machine; Linux 5.19 and ext4, xfs or btrfs below the data directory have it", func() (string, error) { return probeUserNS(dir) }},
 		{"seccomp", "system calls are not filtered", probeSeccomp},
 		{"cgroup", "no limits are possible", probeCgroup},
 		{"kill and freeze by cgroup", "stopping is slower", probeUnified},

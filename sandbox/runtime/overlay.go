@@ -4,10 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/runtime/overlay"
 )
 
 // openTree clones the mount that dir lies in, beginning there, without attaching
@@ -54,72 +55,6 @@ func mountRoot(o Overlay, readonly bool, userns *os.File) (*os.File, error) {
 	return f, nil
 }
 
-// layerSet holds the descriptors of an overlay's directories.
-type layerSet struct {
-	lower       []*os.File // top first
-	upper, work *os.File
-	all         []*os.File
-}
-
-func (l *layerSet) close() {
-	for _, f := range l.all {
-		f.Close()
-	}
-}
-
-// openLayers clones and maps each directory. Upper and work must lie in one
-// mount for overlayfs, so their common parent is cloned.
-func openLayers(o Overlay, userns *os.File) (*layerSet, error) {
-	l := &layerSet{}
-	keep := func(f *os.File, err error) (*os.File, error) {
-		if err == nil {
-			l.all = append(l.all, f)
-		}
-		return f, err
-	}
-	for i := len(o.Lower) - 1; i >= 0; i-- {
-		f, err := keep(openTree(o.Lower[i], false, userns))
-		if err != nil {
-			return l, err
-		}
-		l.lower = append(l.lower, f)
-	}
-	if o.Upper == "" {
-		return l, nil
-	}
-	parent := commonDir(o.Upper, o.Work)
-	tree, err := keep(openTree(parent, false, userns))
-	if err != nil {
-		return l, err
-	}
-	if l.upper, err = keep(openBelow(tree, parent, o.Upper)); err != nil {
-		return l, err
-	}
-	l.work, err = keep(openBelow(tree, parent, o.Work))
-	return l, err
-}
-
-func commonDir(a, b string) string {
-	dir := filepath.Dir(filepath.Clean(a))
-	for dir != "/" && dir != "." && !strings.HasPrefix(filepath.Clean(b)+"/", dir+"/") {
-		dir = filepath.Dir(dir)
-	}
-	return dir
-}
-
-func openBelow(tree *os.File, parent, path string) (*os.File, error) {
-	rel, err := filepath.Rel(parent, path)
-	if err != nil {
-		return nil, err
-	}
-	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
-	fd, err := unix.Openat2(int(tree.Fd()), rel, how)
-	if err != nil {
-		return nil, &os.PathError{Op: "openat2", Path: path, Err: err}
-	}
-	return os.NewFile(uintptr(fd), path), nil
-}
-
 // mountOverlay stacks the layers. redirect_dir, metacopy and index stay off:
 // layers come from strangers and must not carry meaning in overlayfs' xattrs.
 //
@@ -127,41 +62,60 @@ func openBelow(tree *os.File, parent, path string) (*os.File, error) {
 // scratch directory with the credentials of the mounter, host root, so the
 // mapping has one id beyond the container's for it (see usernsMaps): without,
 // the kernel refuses mkdir with EOVERFLOW.
+//
+// Overlayfs takes descriptors of detached mounts since Linux 6.15; for older
+// kernels package overlay has another way to the same mount.
 func mountOverlay(o Overlay, userns *os.File) (*os.File, error) {
-	l, err := openLayers(o, userns)
-	defer l.close()
+	l, err := overlay.Open(overlay.Dirs{Lower: o.Lower, Upper: o.Upper, Work: o.Work},
+		func(path string) (*os.File, error) { return openTree(path, false, userns) })
 	if err != nil {
 		return nil, err
 	}
-	mount, err := overlayFrom(l, o, true)
-	if err != nil && userns == nil { // descriptors instead of paths are Linux 6.13
-		if byPath, pathErr := overlayFrom(l, o, false); pathErr == nil {
-			return byPath, nil
-		}
+	defer l.Close()
+	mount, err := overlayByFD(l, o)
+	if err == nil {
+		return mount, nil
 	}
-	return mount, err
+	fd, oldErr := l.Mount(overlayOptions(o), unix.MS_NODEV)
+	if oldErr != nil {
+		return nil, fmt.Errorf("%w; as on older kernels: %w", err, oldErr)
+	}
+	return os.NewFile(uintptr(fd), "overlay"), nil
 }
 
-func overlayFrom(l *layerSet, o Overlay, byFD bool) (*os.File, error) {
+// overlayOptions are all but the layers.
+func overlayOptions(o Overlay) []string {
+	options := []string{"redirect_dir=nofollow", "metacopy=off", "index=off"}
+	if o.Upper != "" {
+		options = append(options, "xino=off")
+	}
+	if o.Volatile {
+		options = append(options, "volatile")
+	}
+	return options
+}
+
+func overlayByFD(l *overlay.Layers, o Overlay) (*os.File, error) {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("fsopen overlay: %w", err)
 	}
 	c := &fsContext{fd: fd}
 	defer unix.Close(fd)
-	for i, f := range l.lower {
-		c.layer("lowerdir+", f, o.Lower[len(o.Lower)-1-i], byFD)
+	for _, f := range l.Lower {
+		c.layer("lowerdir+", f)
 	}
 	if o.Upper != "" {
-		c.layer("upperdir", l.upper, o.Upper, byFD)
-		c.layer("workdir", l.work, o.Work, byFD)
-		c.set("xino", "off")
+		c.layer("upperdir", l.Upper)
+		c.layer("workdir", l.Work)
 	}
-	c.set("redirect_dir", "nofollow")
-	c.set("metacopy", "off")
-	c.set("index", "off")
-	if o.Volatile {
-		c.flag("volatile")
+	for _, option := range overlayOptions(o) {
+		key, value, isSet := strings.Cut(option, "=")
+		if isSet {
+			c.set(key, value)
+		} else {
+			c.flag(key)
+		}
 	}
 	return c.mount("overlay", unix.MOUNT_ATTR_NODEV)
 }
@@ -190,13 +144,9 @@ func (c *fsContext) flag(key string) {
 	}
 }
 
-func (c *fsContext) layer(key string, f *os.File, path string, byFD bool) {
-	switch {
-	case c.err != nil:
-	case byFD:
-		c.did(key+" "+path, unix.FsconfigSetFd(c.fd, key, int(f.Fd())))
-	default:
-		c.set(key, path)
+func (c *fsContext) layer(key string, f *os.File) {
+	if c.err == nil {
+		c.did(key+" "+f.Name(), unix.FsconfigSetFd(c.fd, key, int(f.Fd())))
 	}
 }
 

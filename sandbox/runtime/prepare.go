@@ -31,8 +31,6 @@ func (c *creation) bindMounts(got *prepared) error {
 			o.set |= unix.MOUNT_ATTR_RDONLY
 			got.binds[i], err = cloneWith("/sys", o, nil)
 			got.isDir[i] = true
-		case m.Type == "cgroup" && len(c.host.V1) > 0:
-			got.cgroup, err = c.cgroupDirs(o)
 		}
 		if err != nil {
 			return fmt.Errorf("mount on %s: %w", m.Destination, err)
@@ -116,7 +114,6 @@ func fifos() [2]string { return [2]string{"stdout", "stderr"} }
 
 // stdio makes the standard streams and the pipes of live copies.
 func (c *creation) stdio(got *prepared) error {
-	c.launch = monitor.NewLaunch()
 	dir, err := c.keep(os.Open(c.StateDir))
 	if err != nil {
 		return err

@@ -32,6 +32,9 @@ type program struct {
 	root  int16 // register of the root's descriptor
 }
 
+// newProgram has room for the steps of a container with the default mounts.
+func newProgram() *program { return &program{steps: make(step.Program, 0, 512)} }
+
 func (p *program) add(s ...step.Step) { p.steps = append(p.steps, s...) }
 
 // file hands a descriptor over and returns its register. The program owns it.

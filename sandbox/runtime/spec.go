@@ -13,27 +13,32 @@ func defaultCaps() []string {
 		"CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_KILL"}
 }
 
+// DefaultProcess is the process of DefaultSpec.
+func DefaultProcess() *specs.Process {
+	caps := defaultCaps()
+	return &specs.Process{
+		Cwd: "/", Env: []string{"PATH=" + defaultPath}, NoNewPrivileges: true,
+		Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
+	}
+}
+
 // DefaultSpec is the hardened default: own namespaces, few capabilities, no new
 // privileges, seccomp allow-list, masked and read-only paths, a minimal /dev.
 // With userns the container's ids are mapped to that host range. The caller
 // fills in the process and the resources.
 func DefaultSpec(userns *IDRange) *specs.Spec {
-	caps := defaultCaps()
 	s := &specs.Spec{
 		Version: specs.Version,
 		Root:    &specs.Root{Path: "rootfs"},
-		Process: &specs.Process{
-			Cwd: "/", Env: []string{"PATH=" + defaultPath}, NoNewPrivileges: true,
-			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
-		},
-		Mounts: defaultMounts(),
+		Process: DefaultProcess(),
+		Mounts:  defaultMounts(),
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.MountNamespace}, {Type: specs.PIDNamespace}, {Type: specs.UTSNamespace},
 				{Type: specs.IPCNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.CgroupNamespace},
 			},
 			Resources:     &specs.LinuxResources{Devices: defaultDeviceRules()},
-			Seccomp:       seccomp.Default(caps),
+			Seccomp:       seccomp.Default(defaultCaps()),
 			MaskedPaths:   maskedPaths(),
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 			Sysctl:        map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"},

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,7 +40,8 @@ func (r record) save(stateDir string) error {
 	if err != nil {
 		return err
 	}
-	if err := atomicfile.WriteFile(filepath.Join(stateDir, fileState), append(b, '\n'), 0o600); err != nil {
+	// A power cut ends the container with the record, so no disk is waited for.
+	if err := atomicfile.Replace(filepath.Join(stateDir, fileState), append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("save container state: %w", err)
 	}
 	return nil
@@ -50,7 +52,11 @@ func loadRecord(stateDir string) (r record, err error) {
 	if err != nil {
 		return r, err
 	}
-	if err := json.Unmarshal(b, &r); err != nil {
+	err = json.Unmarshal(b, &r)
+	if errors.As(err, new(*json.SyntaxError)) { // cut off: written in an earlier boot, should the directory be on a disk
+		return r, fmt.Errorf("read container state: %w", fs.ErrNotExist)
+	}
+	if err != nil {
 		return r, fmt.Errorf("read container state: %w", err)
 	}
 	if r.Version != recordVersion {
@@ -101,10 +107,11 @@ func (r record) find() (int, error) {
 	return fd, nil
 }
 
-func bootID() (string, error) {
+// bootID does not change while a process lives.
+var bootID = sync.OnceValues(func() (string, error) {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(b)), err
-}
+})
 
 // startTime is field 22 of /proc/<pid>/stat, in clock ticks since boot.
 func startTime(pid int) (string, error) {

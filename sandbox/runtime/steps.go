@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"encoding/binary"
 	"os"
 	"slices"
 	"strings"
@@ -25,9 +26,8 @@ type prepared struct {
 	filter []byte
 }
 
-// initProgram is the containment of a container, in order, on one screen.
-func initProgram(spec *specs.Spec, got prepared) *program {
-	p := &program{}
+// init is the containment of a container, in order, on one screen.
+func (p *program) init(spec *specs.Spec, got prepared) {
 	stdio := [3]int16{p.file(got.stdin), p.file(got.stdout), p.file(got.stderr)}
 	p.root = p.file(got.root)
 
@@ -40,6 +40,7 @@ func initProgram(spec *specs.Spec, got prepared) *program {
 		p.add(step.Call("enter namespace "+ns.Name(), unix.SYS_SETNS, step.R(p.file(ns)), step.I(0)))
 	}
 	p.cgroupNamespace(spec)
+	p.loopback(spec)
 	p.add(step.Call("make mounts private", unix.SYS_MOUNT, step.I(0), step.S("/"), step.I(0), step.I(unix.MS_REC|unix.MS_PRIVATE), step.I(0)))
 	p.sysctls(spec) // before the image or a volume could redirect a path in /proc
 	p.add(step.Call("attach root", unix.SYS_MOVE_MOUNT, step.R(p.root), step.S(""), step.I(unix.AT_FDCWD), step.S("/"), step.I(unix.MOVE_MOUNT_F_EMPTY_PATH)))
@@ -60,7 +61,6 @@ func initProgram(spec *specs.Spec, got prepared) *program {
 	}
 	p.readyAndWait()
 	p.process(spec.Process, stdio, got.filter)
-	return p
 }
 
 // enterCgroups moves the child into the v1 hierarchies; it was born in the unified one.
@@ -96,6 +96,23 @@ func (p *program) cgroupNamespace(spec *specs.Spec) {
 			p.add(step.Call("unshare cgroup namespace", unix.SYS_UNSHARE, step.I(unix.CLONE_NEWCGROUP)))
 		}
 	}
+}
+
+// loopback switches the loopback interface of a new network namespace on, without
+// which a program cannot even talk to itself.
+func (p *program) loopback(spec *specs.Spec) {
+	if !ownNetwork(spec) {
+		return
+	}
+	const name = "switch loopback on"
+	request := make([]byte, 40) // struct ifreq, netdevice(7)
+	copy(request, "lo")
+	binary.NativeEndian.PutUint16(request[16:], unix.IFF_UP)
+	body := step.Program{step.Call(name, unix.SYS_IOCTL, step.R(regSource), step.I(unix.SIOCSIFFLAGS), step.B(request))}
+	body = append(body, closeReg(regSource)...)
+	p.add(step.Call(name, unix.SYS_SOCKET, step.I(unix.AF_INET), step.I(unix.SOCK_DGRAM|unix.SOCK_CLOEXEC), step.I(0)).
+		Into(regSource).On(-int(unix.EAFNOSUPPORT), len(body)))
+	p.add(body...)
 }
 
 func (p *program) sysctls(spec *specs.Spec) {
@@ -151,16 +168,21 @@ type namedDir struct {
 	dir  *os.File
 }
 
-// mountCgroups shows the container's own directory of each hierarchy.
+// mountCgroups shows the container's own directory of each hierarchy. The tmpfs
+// around them is ours, so names in it need no care.
 func (p *program) mountCgroups(m specs.Mount, dirs []namedDir) {
 	flags := parseOptions(m.Options).set
 	p.mountNew("tmpfs", m.Destination, mountOptions{set: flags &^ unix.MOUNT_ATTR_RDONLY, data: [][2]string{{"mode", "755"}}}, unix.RESOLVE_NO_SYMLINKS)
+	p.add(p.openIn("open "+m.Destination, m.Destination, unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS).Into(regPrev))
 	for _, d := range dirs {
-		p.attach(p.file(d.dir), m.Destination+"/"+d.name, true, unix.RESOLVE_NO_SYMLINKS)
+		name := "attach " + m.Destination + "/" + d.name
+		source := p.file(d.dir)
+		p.add(step.Call(name, unix.SYS_MKDIRAT, step.R(regPrev), step.S(d.name), step.I(0o755)),
+			step.Call(name, unix.SYS_MOVE_MOUNT, step.R(source), step.S(""), step.R(regPrev), step.S(d.name), step.I(unix.MOVE_MOUNT_F_EMPTY_PATH)))
+		p.add(closeReg(source)...)
 	}
-	p.add(p.openIn("open "+m.Destination, m.Destination, unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS).Into(regTarget),
-		setMount("make "+m.Destination+" read-only", regTarget, 0, unix.MOUNT_ATTR_RDONLY))
-	p.add(closeReg(regTarget)...)
+	p.add(setMount("make "+m.Destination+" read-only", regPrev, 0, unix.MOUNT_ATTR_RDONLY))
+	p.add(closeReg(regPrev)...)
 }
 
 // isDev says that a mount is the /dev that mountDev makes.

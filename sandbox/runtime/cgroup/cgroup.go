@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -35,17 +36,19 @@ type Host struct {
 	Controllers []string
 }
 
-// Detect reads the mount table of the calling process (proc_pid_mountinfo(5)).
+// first is what Detect found first.
+var first = sync.OnceValues(readMounts)
+
+// Detect finds the machine's hierarchies. The mount table is read once, as that
+// takes longer than making a group; it is read again when what was found is no
+// longer there.
 func Detect() (Host, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+	h, err := first()
+	if err != nil || !h.mounted() {
+		h, err = readMounts()
+	}
 	if err != nil {
 		return Host{}, fmt.Errorf("detect cgroups: %w", err)
-	}
-	defer f.Close()
-	h := Host{V1: map[string]string{}}
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		h.mount(strings.Fields(lines.Text()))
 	}
 	if h.Unified != "" {
 		b, err := os.ReadFile(filepath.Join(h.Unified, "cgroup.controllers"))
@@ -53,6 +56,38 @@ func Detect() (Host, error) {
 			return Host{}, fmt.Errorf("detect cgroups: %w", err)
 		}
 		h.Controllers = strings.Fields(string(b))
+	}
+	return h, nil
+}
+
+// mounted says whether every hierarchy still is where it was found.
+func (h Host) mounted() bool {
+	is := func(path string, kind int64) bool {
+		var st unix.Statfs_t
+		return unix.Statfs(path, &st) == nil && int64(st.Type) == kind
+	}
+	for _, m := range h.V1 {
+		if !is(m, unix.CGROUP_SUPER_MAGIC) {
+			return false
+		}
+	}
+	if h.Unified == "" {
+		return len(h.V1) > 0
+	}
+	return is(h.Unified, unix.CGROUP2_SUPER_MAGIC)
+}
+
+// readMounts reads the mount table of the calling process (proc_pid_mountinfo(5)).
+func readMounts() (Host, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return Host{}, err
+	}
+	defer f.Close()
+	h := Host{V1: map[string]string{}}
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		h.mount(strings.Fields(lines.Text()))
 	}
 	return h, lines.Err()
 }
@@ -100,12 +135,30 @@ func (h Host) Has(controller string) bool {
 type Group struct {
 	host Host
 	path string
-	dirs []string // of v1 hierarchies that are used
+	dirs []string // of v1 hierarchies that are used; nil where the group was opened
 }
 
 // Open names an existing group, or one to be made. Every operation refuses a path
 // that names no group below the hierarchy's root.
 func (h Host) Open(path string) *Group { return &Group{host: h, path: path} }
+
+// CreateUnified makes a group in the unified hierarchy alone and returns its
+// directory: for a process that needs no limits, but a place of its own. Without
+// a unified hierarchy it is "".
+func (h Host) CreateUnified(path string) (string, error) {
+	g := h.Open(path)
+	if err := g.valid(); err != nil {
+		return "", fmt.Errorf("create cgroup: %w", err)
+	}
+	dir := g.UnifiedDir()
+	if dir == "" {
+		return "", nil
+	}
+	if err := makeDir(dir, false); err != nil {
+		return "", fmt.Errorf("create cgroup: %w", err)
+	}
+	return dir, nil
+}
 
 // Create makes the group with the limits of r. An existing group is refused when
 // it has processes or is frozen: its limits would surprise them.
@@ -222,12 +275,21 @@ func (g *Group) UnifiedDir() string {
 func (g *Group) V1Dirs() map[string]string {
 	dirs := map[string]string{}
 	for c, mount := range g.host.V1 {
-		dir := filepath.Join(mount, g.path)
-		if _, err := os.Stat(dir); err == nil {
+		if dir := filepath.Join(mount, g.path); g.has(dir) {
 			dirs[c] = dir
 		}
 	}
 	return dirs
+}
+
+// has says whether a directory of a v1 hierarchy is the group's. Who made the group
+// knows; who opened it must look.
+func (g *Group) has(dir string) bool {
+	if g.dirs != nil {
+		return slices.Contains(g.dirs, dir)
+	}
+	_, err := os.Stat(dir)
+	return err == nil
 }
 
 // Tasks are the files, beside the unified directory, that a process enters the

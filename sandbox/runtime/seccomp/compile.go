@@ -104,8 +104,9 @@ func Compile(p *specs.LinuxSeccomp) ([]byte, error) {
 	return encode(c.code), nil
 }
 
-func collect(p *specs.LinuxSeccomp) (map[uint32]*rule, error) {
-	rules := map[uint32]*rule{}
+// collect returns the rules by number.
+func collect(p *specs.LinuxSeccomp) ([]rule, error) {
+	rules := make([]rule, Newest()+1)
 	for _, s := range p.Syscalls {
 		v, err := verdict(s.Action, s.ErrnoRet)
 		if err != nil {
@@ -116,11 +117,7 @@ func collect(p *specs.LinuxSeccomp) (map[uint32]*rule, error) {
 			if !ok {
 				continue
 			}
-			r := rules[n]
-			if r == nil {
-				r = &rule{}
-				rules[n] = r
-			}
+			r := &rules[n]
 			if len(s.Args) == 0 {
 				r.always, r.fixed = v, true
 			} else {
@@ -132,19 +129,18 @@ func collect(p *specs.LinuxSeccomp) (map[uint32]*rule, error) {
 }
 
 // segments lists the ranges in order, the first from 0.
-func segments(rules map[uint32]*rule, deflt uint32) []segment {
-	segs := []segment{}
+func segments(rules []rule, deflt uint32) []segment {
+	segs := make([]segment, 0, 128)
 	add := func(s segment) {
 		if n := len(segs); n > 0 && s.rule == nil && segs[n-1].rule == nil && segs[n-1].verdict == s.verdict {
 			return
 		}
 		segs = append(segs, s)
 	}
-	newest := Newest()
-	for n := range newest + 1 {
-		r := rules[n]
+	for i := range rules {
+		r, n := &rules[i], uint32(i)
 		switch {
-		case r == nil:
+		case !r.fixed && len(r.conds) == 0:
 			add(segment{from: n, verdict: deflt})
 		case len(r.conds) == 0 || r.fixed && onlyVerdict(r):
 			add(segment{from: n, verdict: r.always})
@@ -155,7 +151,7 @@ func segments(rules map[uint32]*rule, deflt uint32) []segment {
 	if deflt&unix.SECCOMP_RET_ACTION_FULL == unix.SECCOMP_RET_ERRNO {
 		deflt = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
 	}
-	add(segment{from: newest + 1, verdict: deflt})
+	add(segment{from: uint32(len(rules)), verdict: deflt})
 	return segs
 }
 

@@ -3,6 +3,7 @@ package seccomp
 import (
 	"slices"
 	"strings"
+	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -42,6 +43,8 @@ const allowed = `
 	tkill truncate umask uname unlink unlinkat uretprobe utime utimensat utimes vfork vmsplice wait4 waitid write
 	writev
 `
+
+var allowedNames = sync.OnceValue(func() []string { return strings.Fields(allowed) })
 
 // withCapability are system calls that are allowed to those who hold the capability.
 func withCapability() []capCalls {
@@ -97,7 +100,7 @@ func Default(caps []string) *specs.LinuxSeccomp {
 	add := func(action specs.LinuxSeccompAction, errno *uint, args []specs.LinuxSeccompArg, names ...string) {
 		p.Syscalls = append(p.Syscalls, specs.LinuxSyscall{Names: names, Action: action, ErrnoRet: errno, Args: args})
 	}
-	add(specs.ActAllow, nil, nil, append(strings.Fields(allowed), "arch_prctl", "modify_ldt", "ptrace", "process_vm_readv", "process_vm_writev")...)
+	add(specs.ActAllow, nil, nil, slices.Concat(allowedNames(), []string{"arch_prctl", "modify_ldt", "ptrace", "process_vm_readv", "process_vm_writev"})...)
 	for _, c := range withCapability() {
 		if slices.Contains(caps, c.capability) {
 			add(specs.ActAllow, nil, nil, strings.Fields(c.names)...)

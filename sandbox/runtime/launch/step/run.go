@@ -18,7 +18,8 @@ type call struct {
 }
 
 // Runner is a compiled program with its registers. Its address and everything
-// it points to stays put: Go does not move heap objects, and keep holds them.
+// it points to stays put: Go does not move heap objects, keep holds those that
+// were made for it, and the rest lies in the code.
 type Runner struct {
 	calls   []call
 	jumps   []Jump
@@ -34,25 +35,34 @@ type sockFprog struct {
 	filter unsafe.Pointer
 }
 
-// Compile lays a program out for Run.
-func Compile(p Program, fds []int) *Runner {
-	r := &Runner{calls: make([]call, len(p))}
-	for i, s := range p {
-		c := &r.calls[i]
-		c.number, c.out, c.skip, c.check = s.NR, s.Out, s.Skip, s.Check
-		c.jump, c.jumps = uint16(len(r.jumps)), uint16(len(s.Jumps))
-		r.jumps = append(r.jumps, s.Jumps...)
-		for k, a := range s.Args[:min(len(s.Args), 6)] {
-			c.args[k] = r.word(a)
-			if a.Kind == Reg {
-				c.regs |= 1 << k
-			}
-		}
+// Compile lays a program out for Run; ok is false where the code is damaged.
+// Arguments point into the code, which must not move or go as long as the Runner
+// is used.
+func Compile(code Code, fds []int) (r *Runner, ok bool) {
+	d := &Decoder{Buf: code}
+	r = &Runner{calls: make([]call, d.count())}
+	r.jumps = make([]Jump, 0, d.count())
+	for i := range r.calls {
+		r.compile(d, &r.calls[i])
 	}
 	for i, fd := range fds {
 		r.Regs[FirstFD+i] = uintptr(fd)
 	}
-	return r
+	return r, !d.Bad
+}
+
+func (r *Runner) compile(d *Decoder, c *call) {
+	d.Bytes() // the name
+	c.number = d.U32()
+	out := d.U32()
+	c.out, c.skip, c.check = int16(out), uint16(out>>16), Check(d.U32())
+	for k := range min(d.count(), len(c.args)) {
+		c.args[k] = r.word(d, c, k)
+	}
+	c.jump, c.jumps = uint16(len(r.jumps)), uint16(d.count())
+	for range c.jumps {
+		r.jumps = append(r.jumps, Jump{On: int32(d.U32()), Skip: uint16(d.U32())})
+	}
 }
 
 func (r *Runner) hold(p unsafe.Pointer) uintptr {
@@ -60,26 +70,27 @@ func (r *Runner) hold(p unsafe.Pointer) uintptr {
 	return uintptr(p)
 }
 
-func (r *Runner) word(a Arg) uintptr {
-	switch a.Kind {
+// word is argument k of c.
+func (r *Runner) word(d *Decoder, c *call, k int) uintptr {
+	switch kind := Kind(d.U32()); kind {
 	case Reg:
-		return uintptr(a.Val % NumRegs)
+		c.regs |= 1 << k
+		return uintptr(d.U64() % NumRegs)
 	case Bytes:
-		b := append(make([]byte, 0, len(a.Data)+1), a.Data...)
-		return r.hold(unsafe.Pointer(unsafe.SliceData(b)))
+		return uintptr(unsafe.Pointer(unsafe.SliceData(d.Bytes())))
 	case Strings:
-		vec := make([]unsafe.Pointer, len(a.Strings)+1)
-		for i, s := range a.Strings {
-			vec[i] = unsafe.Pointer(unsafe.SliceData(append([]byte(s), 0)))
+		vec := make([]unsafe.Pointer, d.count()+1)
+		for i := range len(vec) - 1 {
+			vec[i] = unsafe.Pointer(unsafe.SliceData(d.Bytes()))
 		}
 		return r.hold(unsafe.Pointer(unsafe.SliceData(vec)))
 	case Filter:
-		f := append(make([]byte, 0, len(a.Data)), a.Data...)
+		f := d.Bytes()
 		return r.hold(unsafe.Pointer(&sockFprog{uint16(len(f) / 8), unsafe.Pointer(unsafe.SliceData(f))}))
 	case Scratch:
-		return uintptr(unsafe.Pointer(&r.scratch)) + uintptr(a.Val%ScratchSize)
+		return uintptr(unsafe.Pointer(&r.scratch)) + uintptr(d.U64()%ScratchSize)
 	default:
-		return uintptr(a.Val)
+		return uintptr(d.U64())
 	}
 }
 

@@ -4,9 +4,9 @@
 // no allocation, no scheduler, no library between two calls. The same list names
 // the step that failed, is what tests cut at any index, and can be printed.
 //
-// One program's life: Encode in the agent, a memfd, Decode in the tiny program,
-// Compile (every pointer argument is laid out in memory that does not move),
-// clone, Run in the child.
+// One program's life: Encode in the agent, a memfd, which the tiny program maps,
+// Compile (every argument becomes a machine word, those that are pointers point
+// into the mapping), clone, Run in the child.
 //
 // The package imports syscall alone: it is linked into a program that must
 // start in less than a millisecond.

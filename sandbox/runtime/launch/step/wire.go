@@ -61,9 +61,15 @@ func (d *Decoder) count() int {
 	return n
 }
 
-// Encode appends the program.
+// Encode appends the program. Everything that a pointer will point to is laid out
+// as the kernel wants it, so that Compile need not copy.
 func (p Program) Encode(e *Encoder) {
+	jumps := 0
+	for _, s := range p {
+		jumps += len(s.Jumps)
+	}
 	e.U32(uint32(len(p)))
+	e.U32(uint32(jumps))
 	for _, s := range p {
 		e.String(s.Name)
 		e.U32(s.NR)
@@ -89,45 +95,46 @@ func (a Arg) encode(e *Encoder) {
 	case Strings:
 		e.U32(uint32(len(a.Strings)))
 		for _, s := range a.Strings {
-			e.String(s)
+			e.U32(uint32(len(s) + 1))
+			e.Buf = append(append(e.Buf, s...), 0)
 		}
 	default:
 		e.U64(a.Val)
 	}
 }
 
-// DecodeProgram reads a program; d.Bad says whether it is whole.
-func DecodeProgram(d *Decoder) Program {
-	p := make(Program, 0, d.count())
-	for range cap(p) {
-		s := Step{Name: d.String(), NR: d.U32()}
-		out := d.U32()
-		s.Out, s.Skip, s.Check = int16(out), uint16(out>>16), Check(d.U32())
-		s.Args = make([]Arg, 0, min(d.count(), 6))
-		for range cap(s.Args) {
-			s.Args = append(s.Args, decodeArg(d))
+// Code is an encoded program: what Encode wrote, up to the end of the record.
+type Code []byte
+
+// Name is the name of a step, "unknown step" for an index that is none.
+func (c Code) Name(index int) string {
+	d := Decoder{Buf: c}
+	n := d.count()
+	d.U32()
+	for i := range n {
+		name := d.Bytes()
+		if i == index && !d.Bad {
+			return string(name)
 		}
-		s.Jumps = make([]Jump, 0, d.count())
-		for range cap(s.Jumps) {
-			s.Jumps = append(s.Jumps, Jump{On: int32(d.U32()), Skip: uint16(d.U32())})
-		}
-		p = append(p, s)
+		d.skipStep()
 	}
-	return p
+	return "unknown step"
 }
 
-func decodeArg(d *Decoder) Arg {
-	a := Arg{Kind: Kind(d.U32())}
-	switch a.Kind {
-	case Bytes, Filter:
-		a.Data = d.Bytes()
-	case Strings:
-		a.Strings = make([]string, 0, d.count())
-		for range cap(a.Strings) {
-			a.Strings = append(a.Strings, d.String())
+// skipStep passes over a step whose name has been read.
+func (d *Decoder) skipStep() {
+	d.take(12)
+	for range d.count() {
+		switch Kind(d.U32()) {
+		case Bytes, Filter:
+			d.Bytes()
+		case Strings:
+			for range d.count() {
+				d.Bytes()
+			}
+		default:
+			d.take(8)
 		}
-	default:
-		a.Val = d.U64()
 	}
-	return a
+	d.take(8 * d.count())
 }
