@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,6 +68,7 @@ type Agent struct {
 	lanes     map[string]*lane
 	start     func(*lane) // starts a lane's goroutine; nil unless Run is active
 	schedules []*schedule
+	changed   chan struct{} // holds one token when schedules has changed
 }
 
 // Times of housekeeping.
@@ -81,30 +83,39 @@ const (
 func New(o Options) (*Agent, error) {
 	a := &Agent{
 		store: o.Store, engine: *o.Engine, log: o.Log, root: o.Config.Root, prune: o.Prune,
-		builds: make(chan struct{}, max(o.Builds, 1)), lanes: map[string]*lane{},
+		builds: make(chan struct{}, max(o.Builds, 1)), lanes: map[string]*lane{}, changed: make(chan struct{}, 1),
 	}
 	a.engine.Journal, a.engine.Releases = o.Store, o.Store
 	a.engine.Builder = limitedBuilder{Builder: o.Engine.Builder, slots: a.builds}
-	if err := a.configure(o.Config); err != nil {
+	if err := a.configure(o.Config, nil); err != nil {
 		return nil, err
 	}
 	return a, a.adopt(context.Background())
 }
 
-// configure makes c's apps and schedules the current ones.
-func (a *Agent) configure(c configs.Config) error {
+// configure makes the apps of c, and those that are kept, the current ones with
+// their schedules.
+func (a *Agent) configure(c configs.Config, kept []App) error {
 	apps := map[string]App{}
-	var schedules []*schedule
 	for _, conf := range c.Apps {
 		apps[conf.App.Name] = newApp(conf)
-		for _, s := range conf.Triggers.Schedules {
+	}
+	for _, app := range kept {
+		if _, taken := apps[app.Name]; !taken {
+			apps[app.Name] = app
+		}
+	}
+	var schedules []*schedule
+	for name, app := range apps {
+		for _, s := range app.Triggers.Schedules {
 			sched, err := parseSchedule(s)
 			if err != nil {
-				return fmt.Errorf("app %s: schedule %q: %w", conf.App.Name, s.Cron, err)
+				return fmt.Errorf("app %s: schedule %q: %w", name, s.Cron, err)
 			}
-			sched.app = conf.App.Name
+			sched.app = name
 			schedules = append(schedules, sched)
 		}
+		a.warnOfSecret(app)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -112,7 +123,21 @@ func (a *Agent) configure(c configs.Config) error {
 	for name := range apps {
 		a.addLane(name)
 	}
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
 	return nil
+}
+
+// warnOfSecret says before the first webhook that it will be refused.
+func (a *Agent) warnOfSecret(app App) {
+	if app.Triggers.Webhook == nil {
+		return
+	}
+	if _, err := a.WebhookSecret(app); err != nil {
+		a.log.Warn("webhooks of the app will be refused", zap.String("app", app.Name), zap.Error(err))
+	}
 }
 
 // adopt gives a lane to every app that the store knows something unfinished or
@@ -184,14 +209,21 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) Ready() bool { return a.ready.Load() }
 
 // Reload makes the apps of c the current ones: those that are new get a lane,
-// the others are deployed with their new config from the next deployment on. An app
-// that is gone keeps running and takes no more deployments. Of the agent's own
-// settings nothing changes.
-func (a *Agent) Reload(c configs.Config) error {
-	if err := a.configure(c); err != nil {
+// the others are deployed with their new config from the next deployment on. An
+// app that came from one of the broken files stays as it is. One that is gone keeps
+// running and takes no more deployments. Of the agent's own settings nothing
+// changes.
+func (a *Agent) Reload(c configs.Config, broken []string) error {
+	var kept []App
+	for _, app := range a.Apps() {
+		if slices.Contains(broken, app.File) {
+			kept = append(kept, app)
+		}
+	}
+	if err := a.configure(c, kept); err != nil {
 		return err
 	}
-	a.log.Info("config reloaded", zap.Int("apps", len(c.Apps)))
+	a.log.Info("config reloaded", zap.Int("apps", len(a.Apps())))
 	return nil
 }
 
@@ -219,6 +251,7 @@ func (a *Agent) housekeep(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-a.changed:
 		}
 	}
 }

@@ -331,15 +331,23 @@ func TestReload(t *testing.T) {
 	m := newMachine(t, "web")
 	a, _ := m.agent(t)
 	more := newMachine(t, "web", "api")
-	if err := a.Reload(configs.Config{Apps: more.config.Apps}); err != nil {
+	if err := a.Reload(configs.Config{Apps: more.config.Apps}, nil); err != nil {
 		t.Fatal(err)
 	}
 	m.ends(t, submit(t, a, "api", pipeline.Trigger{}), pipeline.Live)
-	if err := a.Reload(configs.Config{Apps: more.config.Apps[:1]}); err != nil {
+	if err := a.Reload(configs.Config{Apps: more.config.Apps[:1]}, []string{"api.yaml"}); err != nil {
+		t.Fatal(err)
+	}
+	m.ends(t, submit(t, a, "api", pipeline.Trigger{Force: true}), pipeline.Live) // its file is broken now
+	if err := a.Reload(configs.Config{Apps: more.config.Apps[:1]}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := a.Submit(t.Context(), "api", pipeline.Trigger{}, nil); !errors.Is(err, ErrUnknownApp) {
 		t.Errorf("an app that is gone: %v", err)
+	}
+	left, err := a.Unconfigured(t.Context())
+	if err != nil || len(left) != 1 || left[0].App != "api" {
+		t.Errorf("unconfigured %v, %v, want api", left, err)
 	}
 }
 

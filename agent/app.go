@@ -1,12 +1,14 @@
 package agent
 
 import (
+	"context"
 	"maps"
 	"net/url"
 	"os"
 	"slices"
 	"strings"
 
+	"naru/agent/store"
 	"naru/configs"
 	"naru/pipeline"
 )
@@ -31,6 +33,18 @@ func (a *Agent) Apps() []App {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return slices.SortedFunc(maps.Values(a.apps), func(x, y App) int { return strings.Compare(x.Name, y.Name) })
+}
+
+// Unconfigured returns the live releases of apps that are not configured (any more),
+// by name.
+func (a *Agent) Unconfigured(ctx context.Context) ([]store.Release, error) {
+	live, err := a.store.LiveReleases(ctx)
+	if err != nil {
+		return nil, err
+	}
+	live = slices.DeleteFunc(live, func(r store.Release) bool { _, ok := a.App(r.App); return ok })
+	slices.SortFunc(live, func(x, y store.Release) int { return strings.Compare(x.App, y.App) })
+	return live, nil
 }
 
 // WebhookSecret returns the secret that webhooks of an app are signed with.

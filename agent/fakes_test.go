@@ -188,7 +188,7 @@ func newMachine(t *testing.T, apps ...string) *machine {
 	})
 	m := &machine{world: newWorld(), root: root, store: s, config: configs.Config{Root: root}}
 	for _, name := range apps {
-		m.config.Apps = append(m.config.Apps, configs.AppConfig{App: configs.App{
+		m.config.Apps = append(m.config.Apps, configs.AppConfig{File: name + ".yaml", App: configs.App{
 			Name: name, Target: "local", Repo: configs.Repo{URL: "https://git.test/x.git", Branch: "main"},
 			Policy: configs.Policy{Strategy: "rolling", Surge: 1, Keep: 5},
 			Processes: []configs.Process{{

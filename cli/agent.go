@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -34,11 +35,14 @@ func (c *connection) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&c.url, "url", os.Getenv("NARU_URL"), "URL of an agent elsewhere; its token is read from NARU_TOKEN")
 }
 
-func (c *connection) client(env *Env) *Client {
-	if c.url != "" {
-		return NewClient(c.url, os.Getenv("NARU_TOKEN"))
+func (c *connection) client(env *Env) (*Client, error) {
+	if c.url == "" {
+		return NewLocalClient(filepath.Join(env.Run, socketName)), nil
 	}
-	return NewLocalClient(filepath.Join(env.Run, socketName))
+	if u, err := url.Parse(c.url); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, usage("--url (NARU_URL) %q: want a URL such as https://deploy.example.com", c.url)
+	}
+	return NewClient(c.url, os.Getenv("NARU_TOKEN")), nil
 }
 
 // agentError gives what the agent refused its exit code.
@@ -47,9 +51,9 @@ func agentError(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, ErrNoAgent):
+	case errors.Is(err, ErrNoAgent), errors.Is(err, ErrNotAuthorized):
 		return &ExitError{Code: exitNoAgent, Err: err}
-	case errors.As(err, &problem) && problem.Status == http.StatusNotFound:
+	case errors.As(err, &problem) && (problem.Status == http.StatusNotFound || problem.Status == http.StatusBadRequest):
 		return &ExitError{Code: exitUsage, Err: err}
 	case errors.As(err, &problem) && problem.Status < http.StatusInternalServerError:
 		return &ExitError{Code: exitRefused, Err: err}
@@ -82,7 +86,10 @@ func deployCommand(env *Env) *cobra.Command {
 		Short: "Deploy the branch's tip now, and follow it to its end",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			client := f.client(env)
+			client, err := f.client(env)
+			if err != nil {
+				return err
+			}
 			got, err := client.Deploy(c.Context(), args[0], r, f.idempotencyKey())
 			if err != nil {
 				return agentError(err)
@@ -113,7 +120,10 @@ func rollbackCommand(env *Env) *cobra.Command {
 				}
 				r.Release = n
 			}
-			client := f.client(env)
+			client, err := f.client(env)
+			if err != nil {
+				return err
+			}
 			got, err := client.Rollback(c.Context(), args[0], r, f.idempotencyKey())
 			if err != nil {
 				return agentError(err)
@@ -149,43 +159,63 @@ func (f *following) follow(ctx context.Context, env *Env, client *Client, id str
 			return err
 		}
 		if err := client.Logs(limit, id, true, env.Stdout); err != nil && limit.Err() == nil {
-			return agentError(err)
+			return lost(err, id)
 		}
 	}
 	for {
 		d, err := client.Deployment(limit, id, time.Minute)
-		if errors.Is(context.Cause(limit), errTimeout) {
+		switch {
+		case errors.Is(context.Cause(limit), errTimeout):
 			return &ExitError{Code: exitTimeout, Err: fmt.Errorf("deployment %s has not ended after %s and goes on", id, f.timeout)}
-		}
-		if err != nil {
-			return agentError(err)
-		}
-		if d.State.Final() {
+		case limit.Err() != nil: // somebody pressed Ctrl-C
+			return &ExitError{Code: exitTimeout, Err: fmt.Errorf("deployment %s goes on; 'naru cancel %s' ends it", id, id)}
+		case err != nil:
+			return lost(err, id)
+		case d.State.Final():
 			return f.end(env, d)
 		}
 	}
 }
 
+// lost adds to the loss of the agent that nothing is lost with it.
+func lost(err error, id string) error {
+	if errors.Is(err, ErrNoAgent) {
+		err = fmt.Errorf("%w\nDeployment %s is taken up again when the agent is back", err, id)
+	}
+	return agentError(err)
+}
+
 // end prints how a deployment ended, and returns its exit code as an error.
 func (f *following) end(env *Env, d api.Deployment) error {
-	serves := "nothing serves"
-	if d.Serves > 0 {
-		serves = fmt.Sprintf("release %d serves", d.Serves)
-	}
-	var err error
+	code := exitCode(d.State)
 	if f.asJSON {
-		err = printJSON(env, d)
-	} else if exitCode(d.State) == 0 {
-		_, err = fmt.Fprintf(env.Stdout, "%s: %s\n", d.State, serves)
-	}
-	switch code := exitCode(d.State); {
-	case err != nil || code == 0:
-		return err
-	case f.asJSON:
+		if err := printJSON(env, d); err != nil || code == 0 {
+			return err
+		}
 		return &ExitError{Code: code}
-	default:
-		return &ExitError{Code: code, Err: fmt.Errorf("%s, %s: %s", d.State, serves, d.Error)}
 	}
+	text := words(d.State) + ": nothing serves"
+	if d.Serves > 0 {
+		text = fmt.Sprintf("%s: release %d serves", words(d.State), d.Serves)
+	}
+	if code == 0 {
+		_, err := fmt.Fprintln(env.Stdout, text)
+		return err
+	}
+	return &ExitError{Code: code, Err: fmt.Errorf("%s: %s", text, firstLine(d.Error))}
+}
+
+// words is a state as people write it.
+func words(s pipeline.State) string { return strings.ReplaceAll(string(s), "_", " ") }
+
+// firstLine says what happened; the lines of a log that may follow were shown
+// before or are in the JSON.
+func firstLine(text string) string {
+	line, _, more := strings.Cut(text, "\n")
+	if more {
+		line = strings.TrimRight(line, ":")
+	}
+	return line
 }
 
 func exitCode(s pipeline.State) int {
@@ -207,20 +237,48 @@ func exitCode(s pipeline.State) int {
 func cancelCommand(env *Env) *cobra.Command {
 	var conn connection
 	c := &cobra.Command{
-		Use:   "cancel DEPLOYMENT",
+		Use:   "cancel APP|DEPLOYMENT",
 		Short: "Cancel a deployment that waits, fetches or builds; a switch of traffic is not cancelled",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			d, err := conn.client(env).Cancel(c.Context(), args[0])
+			client, err := conn.client(env)
+			if err != nil {
+				return err
+			}
+			id, err := newestOf(c.Context(), client, args[0])
 			if err != nil {
 				return agentError(err)
 			}
-			_, err = fmt.Fprintf(env.Stdout, "deployment %s is %s\n", d.ID, d.State)
+			d, err := client.Cancel(c.Context(), id)
+			if err != nil {
+				return agentError(err)
+			}
+			text := "is " + words(d.State)
+			if !d.State.Final() {
+				text = "is asked to end"
+			}
+			_, err = fmt.Fprintf(env.Stdout, "deployment %s %s\n", d.ID, text)
 			return err
 		},
 	}
 	conn.flags(c)
 	return c
+}
+
+// newestOf returns the id of an app's newest deployment. An id stays as it is: it
+// begins with a digit (UUIDv7, until the year 2527), an app's name with a letter.
+func newestOf(ctx context.Context, client *Client, ref string) (string, error) {
+	if strings.ContainsAny(ref[:min(1, len(ref))], "0123456789") {
+		return ref, nil
+	}
+	app, err := client.Status(ctx, ref)
+	if err == nil && app.Deployment == nil {
+		err = &ExitError{Code: exitRefused, Err: fmt.Errorf("app %s has no deployment", ref)}
+	}
+	if err != nil {
+		return "", err
+	}
+	return app.Deployment.ID, nil
 }
 
 func printJSON(env *Env, v any) error {

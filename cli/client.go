@@ -23,18 +23,25 @@ type Client struct {
 	base  string
 	token string
 	http  *http.Client
+	hint  string // what to look at when there is no answer
 }
 
-// ErrNoAgent says that no agent could be asked: it does not answer, or the token
-// is not valid.
-var ErrNoAgent = errors.New("the agent cannot be reached")
+var (
+	// ErrNoAgent says that no agent answers.
+	ErrNoAgent = errors.New("the agent cannot be reached")
+	// ErrNotAuthorized says that the agent wants another token.
+	ErrNotAuthorized = errors.New("not authorized")
+)
 
 // NewLocalClient talks to the agent of this machine over its unix socket.
 func NewLocalClient(socket string) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	}
-	return &Client{base: "http://naru", http: &http.Client{Transport: &http.Transport{DialContext: dial}, CheckRedirect: noRedirect}}
+	return &Client{
+		base: "http://naru", http: &http.Client{Transport: &http.Transport{DialContext: dial}, CheckRedirect: noRedirect},
+		hint: "\nIs 'naru serve' running, and is --run (NARU_RUN) the run directory of its config?",
+	}
 }
 
 // NewClient talks to the agent at base, such as https://deploy.example.com, with
@@ -169,7 +176,10 @@ func (c *Client) send(ctx context.Context, what call) (*http.Response, error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		return nil, fmt.Errorf("%w: %w", ErrNoAgent, err)
+		if outer, ok := errors.AsType[*url.Error](err); ok && c.hint != "" {
+			err = outer.Err // its URL is made up
+		}
+		return nil, fmt.Errorf("%w: %w%s", ErrNoAgent, err, c.hint)
 	}
 	if resp.StatusCode < 300 {
 		return resp, nil
@@ -185,7 +195,7 @@ func refusal(resp *http.Response) error {
 		p = &api.Problem{Title: http.StatusText(resp.StatusCode), Status: resp.StatusCode, Detail: "answer " + resp.Status + ", which is not of a naru agent"}
 	}
 	if p.Status == http.StatusUnauthorized || p.Status == http.StatusForbidden {
-		return fmt.Errorf("%w: %w", ErrNoAgent, p)
+		return fmt.Errorf("%w: %w", ErrNotAuthorized, p)
 	}
 	return p
 }

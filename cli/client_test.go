@@ -76,20 +76,20 @@ func TestClientErrors(t *testing.T) {
 	r, l := serveRecorder(t, "tcp", "127.0.0.1:0")
 	c := NewClient("http://"+l.Addr().String()+"/", "naru_x_y")
 	for _, answer := range []struct {
-		status  int
-		body    string
-		want    string
-		noAgent bool
+		status int
+		body   string
+		want   string
+		kind   error
 	}{
-		{404, `{"type":"about:blank","title":"Not Found","status":404,"detail":"there is no app \"x\""}`, `there is no app "x"`, false},
-		{401, `{"type":"about:blank","title":"Unauthorized","status":401,"detail":"the token is not valid"}`, "the token is not valid", true},
-		{502, "<html>", "not of a naru agent", false},
-		{302, "", "not of a naru agent", false},
-		{200, "<html>", "read the agent's answer", false},
+		{404, `{"type":"about:blank","title":"Not Found","status":404,"detail":"there is no app \"x\""}`, `there is no app "x"`, nil},
+		{401, `{"type":"about:blank","title":"Unauthorized","status":401,"detail":"the token is not valid"}`, "the token is not valid", ErrNotAuthorized},
+		{502, "<html>", "not of a naru agent", nil},
+		{302, "", "not of a naru agent", nil},
+		{200, "<html>", "read the agent's answer", nil},
 	} {
 		r.status, r.answer = answer.status, answer.body
 		_, err := c.Apps(t.Context())
-		if err == nil || !strings.Contains(err.Error(), answer.want) || errors.Is(err, ErrNoAgent) != answer.noAgent {
+		if err == nil || !strings.Contains(err.Error(), answer.want) || answer.kind != nil && !errors.Is(err, answer.kind) || errors.Is(err, ErrNoAgent) {
 			t.Errorf("%d %s: error %v", answer.status, answer.body, err)
 		}
 		if p, ok := errors.AsType[*api.Problem](err); answer.status != 200 && (!ok || p.Status != answer.status) {

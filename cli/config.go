@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,7 +13,6 @@ import (
 )
 
 func configCommand(env *Env) *cobra.Command {
-	c := &cobra.Command{Use: "config", Short: "Check the configuration"}
 	var asJSON bool
 	validate := &cobra.Command{
 		Use:   "validate [FILE]",
@@ -38,36 +36,39 @@ func configCommand(env *Env) *cobra.Command {
 			return err
 		},
 	}
-	c.AddCommand(validate, schema)
-	return c
+	return group("config", "Check the configuration", validate, schema)
 }
 
 func validateConfig(env *Env, file string, asJSON bool) error {
-	problems := configs.Check(file)
+	conf, err := configs.Load(file)
+	var problems configs.Problems
+	if err != nil && !errors.As(err, &problems) {
+		return err
+	}
 	switch {
 	case asJSON:
 		if problems == nil {
-			problems = []configs.Problem{}
+			problems = configs.Problems{}
 		}
-		enc := json.NewEncoder(env.Stdout)
-		enc.SetIndent("", "  ")
-		if err := enc.Encode(problems); err != nil {
-			return err
-		}
+		err = printJSON(env, problems)
 	case len(problems) > 0:
-		return &ExitError{Code: exitUsage, Err: configs.Problems(problems)}
+		// Each line begins with file:line, as editors and terminals link it.
+		_, err = fmt.Fprintln(env.Stderr, problems)
 	default:
-		conf, err := configs.Load(file)
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(env.Stdout, "%s is valid: %d apps\n", file, len(conf.Apps))
-		return err
+		_, err = fmt.Fprintf(env.Stdout, "%s is valid: %s\n", file, count(len(conf.Apps), "app"))
 	}
-	if len(problems) > 0 {
-		return &ExitError{Code: exitUsage}
+	if err == nil && len(problems) > 0 {
+		err = &ExitError{Code: exitUsage}
 	}
-	return nil
+	return err
+}
+
+// count is "1 app", "2 apps".
+func count(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
 
 func initCommand(env *Env) *cobra.Command {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -32,7 +33,18 @@ func containerCommands(env *Env) []*cobra.Command {
 
 // openEngine opens the container engine of the data directory.
 func openEngine(env *Env) (*sandbox.Engine, error) {
+	if err := needRoot(); err != nil {
+		return nil, err
+	}
 	return sandbox.Open(sandbox.Options{Root: env.Root, Run: env.Run})
+}
+
+// needRoot says at once what would else show as one permission that is missing.
+func needRoot() error {
+	if id := os.Geteuid(); id != 0 {
+		return fmt.Errorf("this is user %d: containers and images need root", id)
+	}
+	return nil
 }
 
 // withEngine turns a function of an engine into a command's RunE.
@@ -82,29 +94,23 @@ func shortID(id string) string {
 
 // ago says how long something is past, in one unit.
 func ago(d time.Duration) string {
-	plural := func(n int, unit string) string {
-		if n == 1 {
-			return "1 " + unit
-		}
-		return strconv.Itoa(n) + " " + unit + "s"
-	}
 	switch {
 	case d < time.Second:
 		return "Less than a second"
 	case d < time.Minute:
-		return plural(int(d.Seconds()), "second")
+		return count(int(d.Seconds()), "second")
 	case d < time.Hour:
-		return plural(int(d.Minutes()), "minute")
+		return count(int(d.Minutes()), "minute")
 	case d < 48*time.Hour:
-		return plural(int(d.Hours()), "hour")
+		return count(int(d.Hours()), "hour")
 	case d < 14*24*time.Hour:
-		return plural(int(d.Hours()/24), "day")
+		return count(int(d.Hours()/24), "day")
 	case d < 60*24*time.Hour:
-		return plural(int(d.Hours()/24/7), "week")
+		return count(int(d.Hours()/24/7), "week")
 	case d < 2*365*24*time.Hour:
-		return plural(int(d.Hours()/24/30), "month")
+		return count(int(d.Hours()/24/30), "month")
 	}
-	return plural(int(d.Hours()/24/365), "year")
+	return count(int(d.Hours()/24/365), "year")
 }
 
 // humanSize writes bytes with three digits in powers of 1000, as Docker does.

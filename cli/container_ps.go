@@ -94,8 +94,12 @@ func newPsRow(c sandbox.Container, noTrunc bool) psRow {
 	if state == "stopped" {
 		state = "exited"
 	}
+	image := c.Image
+	if strings.HasPrefix(image, "sha256:") {
+		image = cut(image, noTrunc)
+	}
 	return psRow{
-		ID: cut(c.ID, noTrunc), Image: c.Image, Command: strconv.Quote(command), CreatedAt: c.Created.Local().Format(time.DateTime),
+		ID: cut(c.ID, noTrunc), Image: image, Command: strconv.Quote(command), CreatedAt: c.Created.Local().Format(time.DateTime),
 		RunningFor: ago(time.Since(c.Created)) + " ago", State: state, Status: status(c), Names: c.Name, Labels: strings.Join(labels, ","),
 	}
 }

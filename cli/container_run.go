@@ -25,6 +25,7 @@ type runFlags struct {
 	detach      bool
 	stdin       bool
 	tty         bool
+	publish     []string
 	env         []string
 	envFiles    []string
 	volumes     []string
@@ -77,6 +78,7 @@ func (f *runFlags) define(c *cobra.Command) {
 	flags.StringArrayVarP(&f.labels, "label", "l", nil, "label KEY=value")
 	flags.BoolVarP(&f.stdin, "interactive", "i", false, "pass standard input on")
 	flags.BoolVarP(&f.tty, "tty", "t", false, "allocate a terminal (not supported yet)")
+	flags.StringArrayVarP(&f.publish, "publish", "p", nil, "publish a port on the host (not supported yet)")
 	flags.StringVar(&f.config.StopSignal, "stop-signal", "", "signal that asks the container to end")
 	flags.IntVar(&f.stopTimeout, "stop-timeout", 0, "seconds between the stop signal and the kill")
 	flags.StringVar(&f.config.UserNS, "userns", "", "auto, or host for no user namespace")
@@ -88,6 +90,9 @@ func (f *runFlags) define(c *cobra.Command) {
 func (f *runFlags) complete(c *cobra.Command) (err error) {
 	if f.tty {
 		return errors.New("--tty is not supported yet")
+	}
+	if len(f.publish) > 0 {
+		return errors.New("--publish is not supported yet: the host reaches a container at its address, see 'naru inspect'")
 	}
 	if f.detach && f.stdin {
 		return errors.New("--interactive and --detach exclude each other")

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"errors"
 	"net"
 	"os"
@@ -29,7 +28,12 @@ func doctorCommand(env *Env) *cobra.Command {
 		Short: "Show what this machine can do for containers and deployments",
 		Long:  "Show what this machine can do for containers and deployments. The exit code is 1 when something required is missing.",
 		Args:  cobra.NoArgs,
-		RunE: withEngine(env, func(_ context.Context, e *sandbox.Engine, _ []string) error {
+		RunE: func(*cobra.Command, []string) error {
+			// Not openEngine: that there is no root is a finding here.
+			e, err := sandbox.Open(sandbox.Options{Root: env.Root, Run: env.Run})
+			if err != nil {
+				return err
+			}
 			findings := examine(e)
 			if asJSON {
 				return errorsFirst(printJSON(env, findings), verdict(findings))
@@ -39,7 +43,7 @@ func doctorCommand(env *Env) *cobra.Command {
 				rows = append(rows, []string{f.Name, mark(f), f.Detail})
 			}
 			return errorsFirst(printTable(env.Stdout, []string{"WHAT", "STATE", "DETAIL"}, rows), verdict(findings))
-		}),
+		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	return c

@@ -20,7 +20,8 @@ func systemReset(env *Env) *cobra.Command {
 		Use:   "reset --force",
 		Short: "Stop nginx and remove all containers and networks of this data directory",
 		Long: "Stop the managed nginx and remove every container and network of this data directory, so that\n" +
-			"nothing of it runs any more. No agent may run. Images, volumes and records stay as plain files.",
+			"nothing of it runs any more. No agent may run. Images, volumes and records stay as plain files.\n" +
+			"The machine's own nginx (mode system) is left alone: remove naru's include file and reload it.",
 		Args: cobra.NoArgs,
 		RunE: withEngine(env, func(ctx context.Context, e *sandbox.Engine, _ []string) (err error) {
 			if !force {

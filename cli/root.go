@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -29,6 +30,12 @@ const (
 	exitRefused     = 6 // refused, cancelled or superseded
 	exitTimeout     = 7 // it goes on
 	exitNoAgent     = 8 // not authorized, or the agent cannot be reached
+)
+
+// defaultRoot and defaultRun are the directories of a machine's own naru.
+const (
+	defaultRoot = "/var/lib/naru"
+	defaultRun  = "/run/naru"
 )
 
 // version is set by the linker (make build).
@@ -62,19 +69,61 @@ func Run(ctx context.Context, args []string, env *Env) error {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       versionText(),
+		Args:          cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(c, args[0])
+			}
+			return c.Help()
+		},
 	}
 	root.SetArgs(args)
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return &ExitError{Code: exitUsage, Err: fmt.Errorf("%w\nSee '%s --help'", err, c.CommandPath())}
+		return usage("%w\nSee '%s --help'", err, c.CommandPath())
 	})
 	flags := root.PersistentFlags()
-	flags.StringVar(&env.Root, "root", fromEnvironment("NARU_ROOT", "/var/lib/naru"), "data directory")
-	flags.StringVar(&env.Run, "run", fromEnvironment("NARU_RUN", "/run/naru"), "run directory, on tmpfs")
+	flags.StringVar(&env.Root, "root", fromEnvironment("NARU_ROOT", defaultRoot), "data directory")
+	flags.StringVar(&env.Run, "run", fromEnvironment("NARU_RUN", defaultRun), "run directory, on tmpfs")
 	root.AddCommand(agentCommands(env)...)
 	root.AddCommand(containerCommands(env)...)
+	explainArgs(root)
 	return root.ExecuteContext(ctx)
+}
+
+// explainArgs makes a wrong number of arguments an error of usage that shows
+// what the command wants.
+func explainArgs(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			err := check(c, args)
+			if err == nil {
+				return nil
+			}
+			if strings.HasPrefix(err.Error(), "unknown command") { // what cobra.NoArgs says
+				err = errors.New("takes no arguments")
+			}
+			code := exitUsage
+			if name := c.CommandPath(); name == "naru run" || name == "naru exec" {
+				code = exitEngine
+			}
+			return &ExitError{Code: code, Err: fmt.Errorf("%s: %w\nUsage: %s", c.CommandPath(), err, c.UseLine())}
+		}
+	}
+	for _, sub := range c.Commands() {
+		explainArgs(sub)
+	}
+}
+
+// unknownCommand names those that look like what was typed.
+func unknownCommand(c *cobra.Command, name string) error {
+	c.SuggestionsMinimumDistance = 2
+	near := ""
+	if list := c.SuggestionsFor(name); len(list) > 0 {
+		near = fmt.Sprintf(", did you mean %q?", strings.Join(list, " or "))
+	}
+	return usage("%q is not a command of %s%s\nSee '%s --help'", name, c.CommandPath(), near, c.CommandPath())
 }
 
 func fromEnvironment(key, otherwise string) string {

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -62,23 +63,13 @@ func serve(ctx context.Context, env *Env, config string) (err error) {
 	conf, err := configs.Load(config)
 	log := newLogger(env)
 	defer func() { err = errors.Join(err, ignoreSync(log.Sync())) }()
-	if err := bearable(conf, err, log); err != nil {
+	if _, err := bearable(conf, err, log); err != nil {
 		return &ExitError{Code: exitUsage, Err: err}
 	}
-	if err := enoughDisk(conf.Root); err != nil {
+	if err := agree(env, conf); err != nil {
 		return err
 	}
-	router, err := nginx.Open(routerOptions(conf, log.Named("nginx")))
-	if err != nil {
-		return err
-	}
-	public, err := new(net.ListenConfig).Listen(ctx, "tcp", conf.Listen)
-	if err != nil {
-		return fmt.Errorf("listen for the API: %w", err)
-	}
-	defer public.Close() // Serve has closed it, except after an error below
-	engine, err := sandbox.Open(sandbox.Options{Root: conf.Root, Run: conf.Run})
-	if err != nil {
+	if err := prepare(conf.Root); err != nil {
 		return err
 	}
 	unlock, err := agent.Lock(conf.Root)
@@ -86,18 +77,49 @@ func serve(ctx context.Context, env *Env, config string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
+	router, err := nginx.Open(routerOptions(conf, log.Named("nginx")))
+	if err != nil {
+		return err
+	}
+	public, err := new(net.ListenConfig).Listen(ctx, "tcp", conf.Listen)
+	if err != nil {
+		return fmt.Errorf("listen for the API on %s: %w", conf.Listen, cause(err))
+	}
+	defer public.Close() // Serve has closed it, except after an error below
+	log.Info("naru starts", zap.String("version", versionText()), zap.String("config", config), zap.String("root", conf.Root),
+		zap.Stringer("listen", public.Addr()), zap.String("nginx", conf.Nginx.Mode))
+	if err := router.Check(ctx); err != nil {
+		return err
+	}
+	engine, err := openEngine(&Env{Root: conf.Root, Run: conf.Run})
+	if err != nil {
+		return err
+	}
+	if err := engine.Recover(ctx); err != nil {
+		return fmt.Errorf("recover containers: %w", err)
+	}
+	// Before nginx, whose last routes may name addresses that nobody has now.
+	if err := engine.Networks().Ensure(ctx); err != nil {
+		return err
+	}
+	if err := router.Start(ctx); err != nil {
+		return err
+	}
 	private, err := listenPrivate(ctx, filepath.Join(conf.Run, socketName))
 	if err != nil {
 		return err
 	}
 	defer private.Close() // as above
-	if err := engine.Recover(ctx); err != nil {
-		return fmt.Errorf("recover containers: %w", err)
-	}
-	if err := router.Start(ctx); err != nil {
-		return err
-	}
 	return runAgent(ctx, parts{conf: conf, file: config, log: log, router: router, engine: engine, public: public, private: private})
+}
+
+// cause is the system's own word in an error of the network, which else repeats
+// the address.
+func cause(err error) error {
+	if number, ok := errors.AsType[syscall.Errno](err); ok {
+		return number
+	}
+	return err
 }
 
 // parts is what serve has opened.
@@ -149,16 +171,18 @@ func runAgent(ctx context.Context, p parts) (err error) {
 }
 
 // bearable lets the agent start although single app files are wrong: the other
-// apps must come back after a reboot. The problems are logged.
-func bearable(conf configs.Config, err error, log *zap.Logger) error {
+// apps must come back after a reboot. The problems are logged, and the files
+// returned.
+func bearable(conf configs.Config, err error, log *zap.Logger) (broken []string, _ error) {
 	var problems configs.Problems
 	if err == nil || conf.Root == "" || !errors.As(err, &problems) {
-		return err
+		return nil, err
 	}
 	for _, p := range problems {
 		log.Error("app file is wrong, the app is left as it is", zap.String("problem", p.String()))
+		broken = append(broken, p.File)
 	}
-	return nil
+	return broken, nil
 }
 
 func newLogger(env *Env) *zap.Logger {
@@ -191,7 +215,25 @@ func routerOptions(conf configs.Config, log *zap.Logger) nginx.Options {
 	}
 }
 
-func enoughDisk(root string) error {
+// agree refuses --root and --run that the configuration contradicts, whichever
+// was meant.
+func agree(env *Env, conf configs.Config) error {
+	for _, d := range []struct{ name, said, usual, configured string }{
+		{"root", env.Root, defaultRoot, conf.Root}, {"run", env.Run, defaultRun, conf.Run},
+	} {
+		if said, err := filepath.Abs(d.said); err != nil || d.said != d.usual && said != d.configured {
+			return usage("--%s (NARU_%s) is %s, but %s in %s is %s", d.name, strings.ToUpper(d.name), d.said, d.name, conf.File, d.configured)
+		}
+	}
+	return nil
+}
+
+// prepare makes the data directory and refuses a machine on which nothing would
+// come to an end.
+func prepare(root string) error {
+	if err := needRoot(); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(root, 0o711); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
@@ -234,11 +276,12 @@ func reloads(ctx context.Context, a *agent.Agent, file string, log *zap.Logger) 
 		case <-hup:
 		}
 		conf, err := configs.Load(file)
-		if err := bearable(conf, err, log); err != nil {
+		broken, err := bearable(conf, err, log)
+		if err != nil {
 			log.Error("config is wrong, the former one stays", zap.Error(err))
 			continue
 		}
-		if err := a.Reload(conf); err != nil {
+		if err := a.Reload(conf, broken); err != nil {
 			log.Error("reload config", zap.Error(err))
 		}
 	}

@@ -1,15 +1,17 @@
 package cli
 
 import (
+	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"naru/agent/api"
+	"naru/pipeline"
 )
 
 func statusCommand(env *Env) *cobra.Command {
@@ -20,19 +22,18 @@ func statusCommand(env *Env) *cobra.Command {
 		Short: "What serves, and how the newest deployments ended",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			client := conn.client(env)
-			var apps []api.App
-			var err error
-			if len(args) == 1 {
-				apps = make([]api.App, 1)
-				apps[0], err = client.Status(c.Context(), args[0])
-			} else {
-				apps, err = client.Apps(c.Context())
-			}
+			client, err := conn.client(env)
 			if err != nil {
-				return agentError(err)
+				return err
 			}
-			if asJSON {
+			if len(args) == 1 {
+				return statusOf(c.Context(), env, client, statusQuery{args[0], asJSON})
+			}
+			apps, err := client.Apps(c.Context())
+			switch {
+			case err != nil:
+				return agentError(err)
+			case asJSON:
 				return printJSON(env, apps)
 			}
 			return printApps(env, apps)
@@ -43,33 +44,76 @@ func statusCommand(env *Env) *cobra.Command {
 	return c
 }
 
+// statusQuery is what is asked about one app.
+type statusQuery struct {
+	app    string
+	asJSON bool
+}
+
+// recent is how many deployments status APP shows.
+const recent = 10
+
+func statusOf(ctx context.Context, env *Env, client *Client, q statusQuery) error {
+	app, err := client.Status(ctx, q.app)
+	if err != nil {
+		return agentError(err)
+	}
+	if q.asJSON {
+		return printJSON(env, []api.App{app})
+	}
+	list, err := client.Deployments(ctx, q.app, recent)
+	if err != nil {
+		return agentError(err)
+	}
+	if err := printApps(env, []api.App{app}); err != nil {
+		return err
+	}
+	rows := [][]string{}
+	for _, d := range list {
+		rows = append(rows, []string{d.ID, trigger(d), fmt.Sprintf("%.12s", d.Commit), ago(time.Since(d.Created)) + " ago", stateOf(d), fmt.Sprintf("%.120s", firstLine(d.Error))})
+	}
+	fmt.Fprintln(env.Stdout)
+	return printTable(env.Stdout, []string{"DEPLOYMENT", "TRIGGER", "COMMIT", "ASKED", "STATE", "REASON"}, rows)
+}
+
+func trigger(d pipeline.Deployment) string {
+	text := string(d.Trigger.Kind)
+	if d.Trigger.By != "" && d.Trigger.By != text {
+		text += " by " + d.Trigger.By
+	}
+	return text
+}
+
+// stateOf is the state, and the step of one that is under way.
+func stateOf(d pipeline.Deployment) string {
+	text := words(d.State)
+	if !d.State.Final() && d.Step != "" {
+		text += ", in " + d.Step
+	}
+	return text
+}
+
 func printApps(env *Env, apps []api.App) error {
-	w := tabwriter.NewWriter(env.Stdout, 0, 8, 3, ' ', 0)
-	// A tabwriter keeps the first error for Flush.
-	fmt.Fprintln(w, "APP\tLIVE\tCOMMIT\tDOMAINS\tLAST DEPLOYMENT\tNEXT RUN")
+	rows := [][]string{}
 	for _, a := range apps {
 		live, commit, next := "-", "-", "-"
 		if a.Live != nil {
 			live, commit = "r"+strconv.Itoa(a.Live.Number), fmt.Sprintf("%.12s %s", a.Live.Commit, a.Live.Subject)
 		}
 		if len(a.NextRuns) > 0 {
-			next = a.NextRuns[0].Format(time.RFC3339)
+			next = slices.MinFunc(a.NextRuns, time.Time.Compare).Format(time.RFC3339)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", a.Name, live, commit, strings.Join(a.Domains, " "), lastDeployment(a), next)
+		last := "-"
+		if d := a.Deployment; d != nil {
+			last = fmt.Sprintf("%s, %s, %s ago", stateOf(*d), d.Trigger.Kind, ago(time.Since(d.Created)))
+		}
+		domains := strings.Join(a.Domains, " ")
+		if !a.Configured {
+			domains = "(no valid app file)"
+		}
+		rows = append(rows, []string{a.Name, live, commit, domains, last, next})
 	}
-	return w.Flush()
-}
-
-func lastDeployment(a api.App) string {
-	d := a.Deployment
-	if d == nil {
-		return "-"
-	}
-	text := fmt.Sprintf("%s, %s, %s ago", d.State, d.Trigger.Kind, time.Since(d.Created).Round(time.Second))
-	if !d.State.Final() && d.Step != "" {
-		text += ", in " + d.Step
-	}
-	return text
+	return printTable(env.Stdout, []string{"APP", "LIVE", "COMMIT", "DOMAINS", "LAST DEPLOYMENT", "NEXT RUN"}, rows)
 }
 
 func releasesCommand(env *Env) *cobra.Command {
@@ -80,7 +124,11 @@ func releasesCommand(env *Env) *cobra.Command {
 		Short: "The releases of an app, and which of them can be rolled back to",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			list, err := conn.client(env).Releases(c.Context(), args[0])
+			client, err := conn.client(env)
+			if err != nil {
+				return err
+			}
+			list, err := client.Releases(c.Context(), args[0])
 			if err != nil {
 				return agentError(err)
 			}
@@ -96,8 +144,7 @@ func releasesCommand(env *Env) *cobra.Command {
 }
 
 func printReleases(env *Env, list []api.Release) error {
-	w := tabwriter.NewWriter(env.Stdout, 0, 8, 3, ' ', 0)
-	fmt.Fprintln(w, "RELEASE\tCOMMIT\tIMAGE\tCREATED\tSTANDING")
+	rows := [][]string{}
 	for _, r := range list {
 		standing := "-"
 		switch {
@@ -106,8 +153,9 @@ func printReleases(env *Env, list []api.Release) error {
 		case r.Kept:
 			standing = "kept"
 		}
-		fmt.Fprintf(w, "r%d\t%.12s %s\t%.12s\t%s\t%s\n", r.Number, r.Commit, r.Subject,
-			strings.TrimPrefix(r.Image, "sha256:"), r.Created.Local().Format(time.DateTime), standing)
+		rows = append(rows, []string{
+			"r" + strconv.Itoa(r.Number), fmt.Sprintf("%.12s %s", r.Commit, r.Subject), shortID(r.Image), r.Created.Local().Format(time.DateTime), standing,
+		})
 	}
-	return w.Flush()
+	return printTable(env.Stdout, []string{"RELEASE", "COMMIT", "IMAGE", "CREATED", "STANDING"}, rows)
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
-	"text/tabwriter"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,7 +16,6 @@ import (
 )
 
 func tokenCommand(env *Env) *cobra.Command {
-	c := &cobra.Command{Use: "token", Short: "Tokens for the HTTP API; works on the data directory, also while the agent runs"}
 	var asJSON bool
 	list := &cobra.Command{
 		Use: "ls", Short: "List the tokens", Args: cobra.NoArgs,
@@ -30,10 +31,13 @@ func tokenCommand(env *Env) *cobra.Command {
 		}),
 	}
 	list.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.AddCommand(list,
+	return group("token", "Tokens for the HTTP API; works on the data directory, also while the agent runs", list,
 		&cobra.Command{
 			Use: "create NAME", Short: "Make a token and print it; it cannot be shown again", Args: cobra.ExactArgs(1),
 			RunE: withStore(env, func(ctx context.Context, s *store.Store, args []string) error {
+				if strings.TrimSpace(args[0]) == "" {
+					return usage("a token needs a name")
+				}
 				plain, _, err := s.CreateToken(ctx, args[0])
 				if err != nil {
 					return err
@@ -45,29 +49,35 @@ func tokenCommand(env *Env) *cobra.Command {
 		&cobra.Command{
 			Use: "revoke ID", Short: "Make a token invalid, at once", Args: cobra.ExactArgs(1),
 			RunE: withStore(env, func(ctx context.Context, s *store.Store, args []string) error {
-				return s.RevokeToken(ctx, args[0])
+				if err := s.RevokeToken(ctx, args[0]); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintln(env.Stdout, args[0])
+				return err
 			}),
 		})
-	return c
 }
 
 func printTokens(env *Env, all []store.Token) error {
-	w := tabwriter.NewWriter(env.Stdout, 0, 8, 3, ' ', 0)
-	fmt.Fprintln(w, "ID\tNAME\tCREATED\tLAST USED")
+	rows := [][]string{}
 	for _, t := range all {
 		used := "never"
 		if !t.Used.IsZero() {
-			used = t.Used.Local().Format(time.DateTime)
+			used = ago(time.Since(t.Used)) + " ago"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", t.ID, t.Name, t.Created.Local().Format(time.DateTime), used)
+		rows = append(rows, []string{t.ID, t.Name, t.Created.Local().Format(time.DateTime), used})
 	}
-	return w.Flush()
+	return printTable(env.Stdout, []string{"ID", "NAME", "CREATED", "LAST USED"}, rows)
 }
 
 // withStore opens the agent's database for one command.
 func withStore(env *Env, f func(context.Context, *store.Store, []string) error) func(*cobra.Command, []string) error {
 	return func(c *cobra.Command, args []string) (err error) {
-		s, err := store.Open(filepath.Join(env.Root, databaseName))
+		file := filepath.Join(env.Root, databaseName)
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("no agent has run on %s yet: 'naru serve' makes it, and --root (NARU_ROOT) must be the root of its config", env.Root)
+		}
+		s, err := store.Open(file)
 		if err != nil {
 			return err
 		}

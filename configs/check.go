@@ -70,6 +70,9 @@ func (d *decoder) path(key, name string) string {
 func parseApp(file string, data []byte) (AppConfig, *decoder, Problems) {
 	var f appFile
 	d := decode(file, data, &f)
+	if d.unread {
+		return AppConfig{}, d, d.problems
+	}
 	a := AppConfig{File: file, App: App{
 		Name: f.Name, Target: f.Target, Repo: d.repo(f.Source), Build: d.build(f.Build),
 		Processes: d.processes(f.Processes), Domains: d.domains(f.Route.Domains),
@@ -78,8 +81,8 @@ func parseApp(file string, data []byte) (AppConfig, *decoder, Problems) {
 	if a.App.Policy.Surge == 0 && a.App.Policy.Unavailable == 0 && (d.given("deploy.surge") || d.given("deploy.unavailable")) {
 		d.problem("deploy.surge", "surge and unavailable cannot both be 0: nothing could ever be replaced")
 	}
-	if len(a.App.Domains) > 0 && f.Processes["web"].Port == 0 && !d.given("processes.web.port") {
-		d.problem("processes.web.port", "is missing: route.domains needs a process web with a port")
+	if len(a.App.Domains) > 0 && !d.given("processes.web") {
+		d.problem("processes.web", "is missing: route.domains needs a process web with a port")
 	}
 	a.Triggers = d.triggers(f.Triggers)
 	return a, d, d.sorted()
@@ -157,9 +160,9 @@ func branchName(s string) bool {
 }
 
 func (d *decoder) build(f buildFile) Build {
-	for key, p := range map[string]string{"build.context": f.Context, "build.dockerfile": f.Dockerfile} {
-		if p == "" || !filepath.IsLocal(p) || strings.ContainsRune(p, 0) {
-			d.problem(key, "must be a path inside the repository")
+	for _, k := range []struct{ key, path string }{{"build.context", f.Context}, {"build.dockerfile", f.Dockerfile}} {
+		if k.path == "" || !filepath.IsLocal(k.path) || strings.ContainsRune(k.path, 0) {
+			d.problem(k.key, "must be a path inside the repository")
 		}
 	}
 	return Build{Context: path.Clean(f.Context), Dockerfile: path.Clean(f.Dockerfile), Target: f.Target, Args: f.Args}
@@ -172,7 +175,7 @@ func (d *decoder) processes(all map[string]processFile) []Process {
 		if name == "web" && !d.given(key+".port") {
 			d.problem(key+".port", "is missing: web is the process that gets the requests")
 		}
-		if !d.given(key+".port") && d.given(key+".health") {
+		if name != "web" && !d.given(key+".port") && d.given(key+".health") {
 			d.problem(key+".health", "needs a port: health is asked for by HTTP")
 		}
 		if len(f.Command) > 0 && f.Command[0] == "" {
@@ -214,7 +217,7 @@ func (d *decoder) volumes(list []volumeFile) []Volume {
 		switch {
 		case !d.given(key + ".path"): // noted as missing
 		case !path.IsAbs(f.Path) || path.Clean(f.Path) == "/" || strings.ContainsAny(f.Path, "\x00\n"):
-			d.problem(key+".path", "must be an absolute path in the container, not /")
+			d.problem(key+".path", "must be an absolute path in the container, and not / itself")
 		case slices.Contains([]string{"proc", "sys", "dev"}, first[1]):
 			d.problem(key+".path", "must not be below /proc, /sys or /dev")
 		}

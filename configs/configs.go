@@ -212,6 +212,9 @@ func load(path string) (Config, Problems) {
 		return Config{}, d.sorted()
 	}
 	files, problems := appFiles(c.AppsDir, d)
+	if len(d.problems) > 0 {
+		return Config{}, problems // not one app could be read
+	}
 	var all apps
 	for _, file := range files {
 		problems = append(problems, all.add(file)...)

@@ -20,6 +20,7 @@ type decoder struct {
 	file     string
 	problems Problems
 	lines    map[string]int // key → line; "" is the document
+	unread   bool           // the file is no mapping: of its keys nothing can be said
 }
 
 // field is one key of a shape.
@@ -55,7 +56,12 @@ func decode(file string, data []byte, shape any) *decoder {
 		if le, ok := errors.AsType[*yaml.LoadError](err); ok {
 			p.Line, p.Message = le.Mark.Line, "not valid YAML: "+le.Message
 		}
-		d.problems = append(d.problems, p)
+		d.problems, d.unread = append(d.problems, p), true
+		return d
+	}
+	if !isNull(root) && root.Kind != yaml.MappingNode {
+		d.problem("", "must be a mapping of keys to values")
+		d.unread = true
 		return d
 	}
 	d.value("", root, reflect.ValueOf(shape).Elem(), "")
@@ -79,7 +85,7 @@ func parse(data []byte) (root *yaml.Node, err error) {
 	case len(docs) == 0 || len(docs) == 1 && len(docs[0].Content) == 0 && docs[0].Kind == yaml.DocumentNode:
 		return nil, nil
 	case len(docs) > 1:
-		return nil, errors.New("several documents in one file")
+		return nil, fmt.Errorf("several documents in one file, the second on line %d", docs[1].Line)
 	case docs[0].Kind == yaml.DocumentNode:
 		return docs[0].Content[0], nil
 	default:

@@ -153,7 +153,11 @@ func (r *run) start(ctx context.Context, b batch) error {
 			return fmt.Errorf("start %s: %w", s.Name, err)
 		}
 		r.facts.New = put(r.facts.New, got)
-		r.say("%s started at %s", got.Name, got.Address)
+		where := ""
+		if got.Address.IsValid() { // a worker has none
+			where = " at " + got.Address.String()
+		}
+		r.say("%s started%s", got.Name, where)
 	}
 	return nil
 }

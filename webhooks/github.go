@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"mime"
 	"net/url"
@@ -121,7 +122,7 @@ type githubPayload struct {
 func githubPush(e Event, body []byte) (Event, error) {
 	var p githubPayload
 	if err := json.Unmarshal(body, &p); err != nil {
-		return Event{}, fmt.Errorf("%w: push payload: %w", ErrMalformed, err)
+		return Event{}, fmt.Errorf("%w: push payload: %s", ErrMalformed, inWords(err))
 	}
 	e.Kind = Push
 	e.Ref, e.Repo, e.Deleted = p.Ref, p.Repository.FullName, p.Deleted
@@ -144,8 +145,10 @@ func githubPush(e Event, body []byte) (Event, error) {
 	if e.Commit, err = objectID("after", p.After); err != nil {
 		return Event{}, err
 	}
-	if e.Before, err = objectID("before", p.Before); err != nil {
-		return Event{}, err
+	if p.Before != "" { // no more than told: a push made by hand may leave it out
+		if e.Before, err = objectID("before", p.Before); err != nil {
+			return Event{}, err
+		}
 	}
 	// "after" of all zeros is what deletes; "deleted" only says so.
 	e.Deleted = e.Deleted || e.Commit == ""
@@ -153,6 +156,18 @@ func githubPush(e Event, body []byte) (Event, error) {
 		e.Commit, e.Ignored = "", "the ref was deleted"
 	}
 	return e, nil
+}
+
+// inWords keeps the names of our types out of what the sender reads.
+func inWords(err error) string {
+	if kind, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		where := kind.Field
+		if where == "" {
+			where = "the document"
+		}
+		return fmt.Sprintf("%s must not be a JSON %s", where, kind.Value)
+	}
+	return err.Error()
 }
 
 // objectID checks a git object id (SHA-1 or SHA-256) and returns it in lower

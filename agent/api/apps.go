@@ -25,6 +25,7 @@ type App struct {
 	Live       *Release             `json:"live,omitempty"`       // nil before the first
 	Deployment *pipeline.Deployment `json:"deployment,omitempty"` // the newest
 	NextRuns   []time.Time          `json:"next_runs,omitempty"`  // of its schedules
+	Configured bool                 `json:"configured"`           // false: it serves, but has no valid app file
 }
 
 // Release is a release and how it stands.
@@ -71,6 +72,19 @@ func (s *server) listApps(c *gin.Context) {
 		}
 		list = append(list, a)
 	}
+	orphans, err := s.agent.Unconfigured(c.Request.Context())
+	if err != nil {
+		s.internal(c, err)
+		return
+	}
+	for _, r := range orphans {
+		a, err := s.describe(c, unconfigured(r))
+		if err != nil {
+			s.internal(c, err)
+			return
+		}
+		list = append(list, a)
+	}
 	c.JSON(http.StatusOK, gin.H{"apps": list})
 }
 
@@ -87,13 +101,24 @@ func (s *server) getApp(c *gin.Context) {
 	c.JSON(http.StatusOK, a)
 }
 
+// unconfigured is what is known of an app without a valid file: its release.
+func unconfigured(r store.Release) agent.App {
+	return agent.App{App: pipeline.App{Name: r.App, Target: r.Config.Target, Domains: r.Config.Domains, Repo: r.Config.Repo}}
+}
+
 // app finds the app of the route.
 func (s *server) app(c *gin.Context) (agent.App, bool) {
-	app, ok := s.agent.App(c.Param("app"))
-	if !ok {
-		s.problem(c, http.StatusNotFound, fmt.Sprintf("there is no app %q", c.Param("app")))
+	name := c.Param("app")
+	app, ok := s.agent.App(name)
+	if ok {
+		return app, true
 	}
-	return app, ok
+	detail := fmt.Sprintf("there is no app %q", name)
+	if live, err := s.store.LiveRelease(c.Request.Context(), name); err == nil && live != nil {
+		detail = fmt.Sprintf("app %q serves, but has no valid app file: see naru config validate", name)
+	}
+	s.problem(c, http.StatusNotFound, detail)
+	return app, false
 }
 
 func (s *server) describe(c *gin.Context, app agent.App) (App, error) {
@@ -102,6 +127,7 @@ func (s *server) describe(c *gin.Context, app agent.App) (App, error) {
 		Name: app.Name, Target: app.Target, Repo: withoutPassword(app.Repo.URL), Branch: app.Repo.Branch, Domains: app.Domains,
 		NextRuns: s.agent.NextRuns(app.Name, time.Now()),
 	}
+	_, a.Configured = s.agent.App(app.Name)
 	live, err := s.store.LiveRelease(ctx, app.Name)
 	if err != nil {
 		return a, err

@@ -54,10 +54,15 @@ func (s *server) problem(c *gin.Context, status int, detail string) {
 // fail answers with the problem that err is.
 func (s *server) fail(c *gin.Context, err error) {
 	switch {
+	case errors.Is(err, store.ErrNotFound) && c.Param("id") != "":
+		s.problem(c, http.StatusNotFound, fmt.Sprintf("there is no deployment %q", c.Param("id")))
 	case errors.Is(err, agent.ErrUnknownApp), errors.Is(err, store.ErrNotFound):
 		s.problem(c, http.StatusNotFound, err.Error())
 	case errors.Is(err, agent.ErrNoRelease), errors.Is(err, agent.ErrFinished):
 		s.problem(c, http.StatusConflict, err.Error())
+	case errors.Is(err, store.ErrFull):
+		s.log.Error("request failed", zap.String("request", c.GetString(requestID)), zap.String("path", c.Request.URL.Path), zap.Error(err))
+		s.problem(c, http.StatusInsufficientStorage, store.ErrFull.Error()+": nothing was started")
 	default:
 		s.internal(c, err)
 	}
@@ -107,13 +112,21 @@ func (s *server) logged(c *gin.Context) {
 	s.requests.add(fmt.Sprintf("%dxx", status/100))
 	fields := []zap.Field{
 		zap.String("request", c.GetString(requestID)), zap.String("method", c.Request.Method), zap.String("path", c.Request.URL.Path),
-		zap.Int("status", status), zap.String("from", c.ClientIP()), zap.Duration("took", time.Since(began)),
+		zap.Int("status", status), zap.String("from", s.from(c)), zap.Duration("took", time.Since(began)),
 	}
 	if detail := c.GetString(problemDetail); detail != "" {
 		s.log.Info("request refused", append(fields, zap.String("detail", detail))...)
 		return
 	}
 	s.log.Debug("request", fields...)
+}
+
+// from is the address of the client; over the unix socket there is none.
+func (s *server) from(c *gin.Context) string {
+	if s.trusted {
+		return "unix socket"
+	}
+	return c.ClientIP()
 }
 
 // recovered turns a panic into a problem.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/gin-gonic/gin"
+	"go.uber.org/zap"
 
 	"naru/agent"
 	"naru/agent/store"
@@ -110,9 +111,22 @@ func (s *server) webhookBody(c *gin.Context) ([]byte, bool) {
 	return s.body(c, maxWebhook)
 }
 
+// lingerBytes and lingerTime bound what is read of a body that was refused.
+const (
+	lingerBytes = 64 << 20
+	lingerTime  = 5 * time.Second
+)
+
+// tooLarge refuses, and then reads on for a while: a connection that is closed
+// while the client still writes is reset, and the answer lost with it.
 func (s *server) tooLarge(c *gin.Context, limit int64) {
 	c.Header("Connection", "close")
 	s.problem(c, http.StatusRequestEntityTooLarge, fmt.Sprintf("the body has more than %d bytes", limit))
+	rc := http.NewResponseController(c.Writer)
+	if rc.Flush() != nil || rc.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
+		return // a recorder of a test, or a client that has gone
+	}
+	_, _ = io.CopyN(io.Discard, c.Request.Body, lingerBytes)
 }
 
 // body reads the whole body. The deadline is on the reading alone, since
@@ -142,6 +156,7 @@ func (s *server) deliver(c *gin.Context, app agent.App, event webhooks.Event, bo
 	ctx := c.Request.Context()
 	if event.Kind == webhooks.Ping {
 		s.webhooks.add("ping")
+		s.log.Info("webhook ping", zap.String("request", c.GetString(requestID)), zap.String("app", app.Name))
 		c.JSON(http.StatusOK, Accepted{Ignored: "ping"})
 		return
 	}
@@ -154,6 +169,8 @@ func (s *server) deliver(c *gin.Context, app agent.App, event webhooks.Event, bo
 		return
 	}
 	if event.Ignored != "" {
+		s.log.Info("webhook ignored", zap.String("request", c.GetString(requestID)), zap.String("app", app.Name),
+			zap.String("delivery", from.ID), zap.String("reason", event.Ignored))
 		got, err := s.store.Ignore(ctx, from)
 		s.answerWebhook(c, got, event.Ignored, err)
 		return
@@ -199,6 +216,7 @@ func (s *server) answerWebhook(c *gin.Context, got store.Accepted, ignored strin
 		s.fail(c, err)
 	case got.Repeated:
 		s.webhooks.add("repeated")
+		s.log.Info("webhook repeated", zap.String("request", c.GetString(requestID)), zap.String("deployment", got.Deployment.ID))
 		c.JSON(http.StatusOK, s.accepted(got))
 	case ignored != "":
 		s.webhooks.add("ignored")

@@ -24,12 +24,14 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
-
-	_ "modernc.org/sqlite" // the driver "sqlite"
 )
 
-// ErrNotFound says that the store has no such record.
-var ErrNotFound = errors.New("not found")
+var (
+	// ErrNotFound says that the store has no such record.
+	ErrNotFound = errors.New("not found")
+	// ErrFull says that the disk of the store is full, so that nothing was stored.
+	ErrFull = errors.New("the disk of the data directory is full")
+)
 
 // errClosed is returned by writes after Close.
 var errClosed = errors.New("store is closed")

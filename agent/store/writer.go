@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // batchMax is how many transactions share one fsync at most.
@@ -96,9 +99,17 @@ func (s *Store) gather(j *job) []*job {
 func (s *Store) commit(batch []*job) {
 	err := s.transact(batch)
 	for _, j := range batch {
-		j.err = errors.Join(j.err, err)
+		j.err = named(errors.Join(j.err, err))
 		close(j.done)
 	}
+}
+
+// named gives the error of a full disk a name.
+func named(err error) error {
+	if e, ok := errors.AsType[*sqlite.Error](err); ok && e.Code() == sqlite3.SQLITE_FULL {
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	return err
 }
 
 func (s *Store) transact(batch []*job) error {

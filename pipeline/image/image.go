@@ -67,9 +67,19 @@ func (b *Builder) Build(ctx context.Context, r pipeline.BuildRequest) (digest st
 		Memory: b.limits.Memory, CPUs: b.limits.CPUs, Pids: b.limits.Pids, Timeout: b.limits.Timeout,
 	})
 	if err != nil {
-		return "", fmt.Errorf("build image of %s: %w", r.App, err)
+		return "", fmt.Errorf("build image of %s: %w", r.App, withTail(err))
 	}
 	return img.ID.String(), nil
+}
+
+// withTail adds the last lines that a failed step wrote, for those who see the
+// error and not the log.
+func withTail(err error) error {
+	step, ok := errors.AsType[*build.StepError](err)
+	if !ok || len(step.Tail) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w; its last %d log lines:\n  %s", err, len(step.Tail), strings.Join(step.Tail, "\n  "))
 }
 
 // contextDir is the directory that the build sees. The tree was written by
