@@ -115,8 +115,11 @@ func TestSwitchIsNeverCancelled(t *testing.T) {
 
 func TestCancel(t *testing.T) {
 	m, g := newMachine(t, "web"), newGate()
-	m.set(g.at("build"))
 	a, _ := m.agent(t)
+	m.ends(t, submit(t, a, "web", pipeline.Trigger{}), pipeline.Live)
+	started := m.count("start web")
+	m.push("c2")
+	m.set(g.at("build"))
 	running := submit(t, a, "web", pipeline.Trigger{})
 	<-g.reached
 	waiting := submit(t, a, "web", pipeline.Trigger{Kind: pipeline.Schedule})
@@ -124,7 +127,9 @@ func TestCancel(t *testing.T) {
 		if _, err := a.Cancel(t.Context(), id, "me"); err != nil {
 			t.Fatal(err)
 		}
-		m.ends(t, id, pipeline.Cancelled)
+		if d := m.ends(t, id, pipeline.Cancelled); d.Serves != 1 {
+			t.Errorf("release %d serves, want 1", d.Serves)
+		}
 		if _, err := a.Cancel(t.Context(), id, "me"); !errors.Is(err, ErrFinished) {
 			t.Errorf("second cancel: %v", err)
 		}
@@ -132,7 +137,7 @@ func TestCancel(t *testing.T) {
 	if _, err := a.Cancel(t.Context(), "nope", "me"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("unknown deployment: %v", err)
 	}
-	if n := m.count("start web"); n != 0 {
+	if n := m.count("start web") - started; n != 0 {
 		t.Errorf("%d replicas were started", n)
 	}
 }

@@ -225,7 +225,11 @@ func (l *lane) execute(ctx context.Context, d pipeline.Deployment, log *zap.Logg
 	job, app, err := l.job(ctx, d)
 	secrets = l.a.secrets(app)
 	if err != nil {
-		return pipeline.Outcome{State: pipeline.Failed, Commit: d.Commit, Err: err}, secrets
+		o = pipeline.Outcome{State: pipeline.Failed, Commit: d.Commit, Err: err}
+		if job.Live != nil {
+			o.Serves = job.Live.Number
+		}
+		return o, secrets
 	}
 	lines := &lineWriter{put: func(line string) {
 		log.Info("log", zap.String("line", line))

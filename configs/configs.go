@@ -185,13 +185,6 @@ func Load(path string) (Config, error) {
 	return c, nil
 }
 
-// Check returns all that is wrong with the configuration at path, in the order
-// of files and lines.
-func Check(path string) []Problem {
-	_, problems := load(path)
-	return problems
-}
-
 // ParseApp checks the content of one app file alone; file is its path, for
 // messages and relative paths. The error is a Problems.
 func ParseApp(file string, data []byte) (AppConfig, error) {

@@ -233,7 +233,7 @@ func TestAgentProblems(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := filepath.Join(tree(t, map[string]string{"naru.yaml": c.file}), "naru.yaml")
-			problems := Check(path)
+			problems := problemsOf(path)
 			if len(problems) != 1 {
 				t.Fatalf("got %v", problems)
 			}
@@ -242,7 +242,7 @@ func TestAgentProblems(t *testing.T) {
 			}
 		})
 	}
-	if problems := Check(filepath.Join(t.TempDir(), "none.yaml")); len(problems) != 1 || problems[0].Message != fs.ErrNotExist.Error() && problems[0].Message != "no such file or directory" {
+	if problems := problemsOf(filepath.Join(t.TempDir(), "none.yaml")); len(problems) != 1 || problems[0].Message != fs.ErrNotExist.Error() && problems[0].Message != "no such file or directory" {
 		t.Errorf("got %v", problems)
 	}
 }
@@ -318,4 +318,11 @@ func FuzzConfig(f *testing.F) {
 			t.Errorf("%+v", a)
 		}
 	})
+}
+
+// problemsOf is what Load finds wrong.
+func problemsOf(path string) Problems {
+	_, err := Load(path)
+	problems, _ := errors.AsType[Problems](err)
+	return problems
 }

@@ -140,7 +140,12 @@ func (s *Store) supersede(tx *sql.Tx, d pipeline.Deployment) ([]string, error) {
 		return nil, err
 	}
 	var ids []string
+	serves, err := serving(tx, d.App)
+	if err != nil {
+		return nil, err
+	}
 	for _, w := range waiting {
+		w.Serves = serves
 		w.State, w.Error, w.Finished = pipeline.Superseded, "superseded by "+d.ID, s.now()
 		if err := finish(tx, w); err != nil {
 			return nil, err
@@ -148,6 +153,13 @@ func (s *Store) supersede(tx *sql.Tx, d pipeline.Deployment) ([]string, error) {
 		ids = append(ids, w.ID)
 	}
 	return ids, nil
+}
+
+// serving is the number of the app's live release, 0 if there is none: what a
+// deployment that never began leaves serving.
+func serving(tx *sql.Tx, app string) (number int, err error) {
+	err = tx.QueryRow("SELECT COALESCE(MAX(number), 0) FROM releases WHERE app = ? AND live = 1", app).Scan(&number)
+	return number, err
 }
 
 func insert(tx *sql.Tx, d pipeline.Deployment) error {
@@ -231,6 +243,9 @@ func (s *Store) CancelWaiting(ctx context.Context, id, why string) (did bool, er
 	err = s.update(ctx, func(tx *sql.Tx) error {
 		d, err := one(tx, "WHERE id = ?", id)
 		if err != nil || d.State != pipeline.Queued {
+			return err
+		}
+		if d.Serves, err = serving(tx, d.App); err != nil {
 			return err
 		}
 		did = true
