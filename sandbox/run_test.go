@@ -196,6 +196,19 @@ func TestBindMount(t *testing.T) {
 	}
 }
 
+// As in Docker: a program without a network can still talk to itself.
+func TestLoopbackIsUpWithoutANetwork(t *testing.T) {
+	e := newEngine(t)
+	const up = "0x9\n" // IFF_UP|IFF_LOOPBACK, netdevice(7)
+	for _, userns := range []string{UserNSAuto, UserNSHost} {
+		c := sh("cat /sys/class/net/lo/flags")
+		c.UserNS = userns
+		if flags := output(t, e, c); flags != up {
+			t.Errorf("user namespace %s: flags of lo are %q, want %q", userns, flags, up)
+		}
+	}
+}
+
 func TestHostReachesContainer(t *testing.T) {
 	e := newEngine(t)
 	c := sh("echo hello > /tmp/index.html; exec httpd -f -p 8080 -h /tmp")

@@ -78,6 +78,19 @@ func TestConfigRefusals(t *testing.T) {
 	}
 }
 
+// A power cut may leave files of the run directory cut off, where it is on a disk.
+func TestRunFileCutOffCountsAsMissing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "started.json")
+	for _, content := range []string{"", "{\"started\"", "\x00\x00"} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if found, err := loadRun(path, new(starting)); found || err != nil {
+			t.Errorf("%q: %v, %v", content, found, err)
+		}
+	}
+}
+
 // view makes a root view of a directory of the test.
 func view(t *testing.T, files map[string]string) *rootView {
 	t.Helper()

@@ -291,7 +291,7 @@ func TestExec(t *testing.T) {
 		if _, err := c.Exec(testContext(t), ExecConfig{Process: &specs.Process{Args: []string{"nope"}}}); !errors.As(err, &start) || start.Code() != 127 {
 			t.Error(err)
 		}
-		short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		short, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
 		if e, err := c.Exec(short, ExecConfig{Process: &specs.Process{Args: []string{"sleep", "50"}}}); err == nil || e.Code != 137 {
 			t.Error(e, err)

@@ -136,12 +136,19 @@ func capset(caps *specs.LinuxCapabilities) step.Step {
 	return step.Call("set capabilities", unix.SYS_CAPSET, step.B(header), step.B(data))
 }
 
+// lastSignal is the highest signal number (signal(7): SIGRTMAX).
+const lastSignal = 64
+
 // signals gives the program a clean start: what the agent ignored (nohup) or the
-// clone blocked is not its business.
+// clone blocked is not its business. That includes the two signals below SIGRTMIN
+// that C libraries keep for themselves: what make starts ignores one of them.
 func (p *program) signals() {
 	deflt := step.B(make([]byte, 32)) // struct sigaction with SIG_DFL
-	for _, sig := range []unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGTERM, unix.SIGCHLD} {
-		p.add(step.Call("reset signals", unix.SYS_RT_SIGACTION, step.I(int(sig)), deflt, step.I(0), step.I(8)))
+	for sig := 1; sig <= lastSignal; sig++ {
+		if sig == int(unix.SIGKILL) || sig == int(unix.SIGSTOP) {
+			continue // sigaction(2): they have no disposition
+		}
+		p.add(step.Call("reset signals", unix.SYS_RT_SIGACTION, step.I(sig), deflt, step.I(0), step.I(8)))
 	}
 	p.add(step.Call("unblock signals", unix.SYS_RT_SIGPROCMASK, step.I(unix.SIG_SETMASK), step.B(make([]byte, 8)), step.I(0), step.I(8)))
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"unsafe"
 
@@ -79,14 +80,27 @@ func loadBPF(code []byte) (int, error) {
 		code, license uint64
 		rest          [12]uint64 // log, kernel version, flags, name…: zero
 	}{kind: unix.BPF_PROG_TYPE_CGROUP_DEVICE, count: uint32(len(code) / 8)}
+	var pins runtime.Pinner // the kernel reads both by address
+	defer pins.Unpin()
+	pins.Pin(&code[0])
+	pins.Pin(&license[0])
 	attr.code, attr.license = uint64(uintptr(unsafe.Pointer(&code[0]))), uint64(uintptr(unsafe.Pointer(&license[0])))
-	fd, _, e := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	if e != 0 {
-		return -1, e
+	for range loadTries {
+		fd, _, e := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+		if e == 0 {
+			return int(fd), nil // close-on-exec by itself (bpf(2))
+		}
+		if e != unix.EAGAIN {
+			return -1, e
+		}
 	}
-	unix.CloseOnExec(int(fd))
-	return int(fd), nil
+	return -1, unix.EAGAIN
 }
+
+// loadTries bounds how often a program is given to the verifier, which gives up
+// with EAGAIN whenever a signal is pending. The Go runtime sends its threads
+// signals to preempt them, so that happens on any day.
+const loadTries = 100
 
 // assembler writes eBPF instructions (kernel documentation bpf/standardization/instruction-set).
 type assembler struct{ code []byte }

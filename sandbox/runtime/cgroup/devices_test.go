@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -52,4 +53,39 @@ func TestDeviceProgramDecides(t *testing.T) {
 			t.Errorf("%q: %v, want success %v", script, err, want)
 		}
 	}
+}
+
+// TestLoadUnderSignals: the verifier gives up when a signal is pending, and the Go
+// runtime sends many.
+func TestLoadUnderSignals(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	var rules []specs.LinuxDeviceCgroup
+	for i := range int64(300) { // long enough for the verifier to look for signals
+		rules = append(rules, specs.LinuxDeviceCgroup{Allow: i%2 == 0, Type: "c", Major: &i, Access: "rw"})
+	}
+	code := deviceProgram(rules)
+	stop := make(chan struct{})
+	var sender sync.WaitGroup
+	sender.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = syscall.Kill(os.Getpid(), syscall.SIGURG) // what preemption uses; ignored by everybody
+			}
+		}
+	})
+	for range 40 {
+		fd, err := loadBPF(code)
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		_ = syscall.Close(fd)
+	}
+	close(stop)
+	sender.Wait()
 }
