@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -33,10 +34,13 @@ func rebuild(ctx context.Context, runs int) (err error) {
 		return err
 	}
 	naru := []string{"bin/naru", "--root", filepath.Join(dir, "root"), "--run", filepath.Join(dir, "run")}
-	if err := quiet(ctx, append(naru, "image", "import", base, "busybox")...); err != nil {
+	defer func() { // the network of builds stays up otherwise
+		err = errors.Join(err, quiet(context.WithoutCancel(ctx), slices.Concat(naru, []string{"system", "reset", "--force"})...))
+	}()
+	if err := quiet(ctx, slices.Concat(naru, []string{"image", "import", base, "busybox"})...); err != nil {
 		return err
 	}
-	all := []*series{{name: "naru build", once: timed(append(naru, "build", "-t", "bench", work)...)}}
+	all := []*series{{name: "naru build", once: timed(slices.Concat(naru, []string{"build", "-t", "bench", work})...)}}
 	if exec.CommandContext(ctx, "docker", "version").Run() != nil {
 		fmt.Println("rebuild: no Docker engine answers, so no peer")
 	} else {
