@@ -85,22 +85,30 @@ func loadBPF(code []byte) (int, error) {
 	pins.Pin(&code[0])
 	pins.Pin(&license[0])
 	attr.code, attr.license = uint64(uintptr(unsafe.Pointer(&code[0]))), uint64(uintptr(unsafe.Pointer(&license[0])))
-	for range loadTries {
-		fd, _, e := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-		if e == 0 {
-			return int(fd), nil // close-on-exec by itself (bpf(2))
-		}
-		if e != unix.EAGAIN {
-			return -1, e
-		}
+	defer blockSignals()()
+	fd, _, e := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	if e != 0 {
+		return -1, e
 	}
-	return -1, unix.EAGAIN
+	return int(fd), nil // close-on-exec by itself (bpf(2))
 }
 
-// loadTries bounds how often a program is given to the verifier, which gives up
-// with EAGAIN whenever a signal is pending. The Go runtime sends its threads
-// signals to preempt them, so that happens on any day.
-const loadTries = 100
+// blockSignals keeps every signal from the calling thread until the returned
+// function runs. The verifier gives up with EAGAIN whenever one is pending, and
+// the Go runtime sends its threads signals to preempt them, so that happens on any
+// day; a blocked signal does not count as pending.
+func blockSignals() (restore func()) {
+	runtime.LockOSThread()
+	var all, old unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &all, &old) // cannot fail with valid arguments
+	return func() {
+		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
+		runtime.UnlockOSThread()
+	}
+}
 
 // assembler writes eBPF instructions (kernel documentation bpf/standardization/instruction-set).
 type assembler struct{ code []byte }
