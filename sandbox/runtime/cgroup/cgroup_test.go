@@ -16,7 +16,7 @@ func TestPathsThatAreNoGroupAreRefused(t *testing.T) {
 				t.Errorf("%s of %q was accepted", name, path)
 			}
 		}
-		if pids, err := g.pids(); err == nil {
+		if pids, err := g.Pids(); err == nil {
 			t.Errorf("pids of %q: %v", path, pids)
 		}
 		if _, err := h.Create(path, nil); err == nil {
@@ -27,7 +27,7 @@ func TestPathsThatAreNoGroupAreRefused(t *testing.T) {
 
 func TestMemberOfIsExact(t *testing.T) {
 	const file = "8:pids:/naru-1/abc\n0::/naru-1/abc\n"
-	for path, want := range map[string]bool{"naru-1/abc": true, "naru-1/ab": false, "naru-1": false, "": false, "abc": false} {
+	for path, want := range map[string]bool{"naru-1/abc": true, "naru-1/ab": false, "naru-1/abc/d": false, "naru-1": true, "": false, "abc": false} {
 		if memberOf(file, path) != want {
 			t.Errorf("memberOf(%q) = %v", path, !want)
 		}

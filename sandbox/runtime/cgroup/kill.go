@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -44,7 +45,7 @@ func (g *Group) killOnce() error {
 			return err
 		}
 	}
-	pids, err := g.pids()
+	pids, err := g.Pids()
 	if err != nil {
 		return err
 	}
@@ -82,11 +83,15 @@ func killIn(pid int, path string) error {
 	return nil
 }
 
-// memberOf says whether a /proc/<pid>/cgroup has a line of this very group.
+// memberOf says whether a /proc/<pid>/cgroup has a line of this very group or of one
+// below it.
 func memberOf(cgroups, path string) bool {
 	for _, line := range strings.Split(cgroups, "\n") {
 		f := strings.SplitN(line, ":", 3)
-		if path != "" && len(f) == 3 && strings.TrimPrefix(f[2], "/") == path {
+		if path == "" || len(f) != 3 {
+			continue
+		}
+		if p := strings.TrimPrefix(f[2], "/"); p == path || strings.HasPrefix(p, path+"/") {
 			return true
 		}
 	}
@@ -112,144 +117,50 @@ func (g *Group) empty() (bool, error) {
 		}
 		return bytes.Contains(b, []byte("populated 0")), err
 	}
-	pids, err := g.pids()
+	pids, err := g.Pids()
 	return len(pids) == 0, err
 }
 
-// pids lists the group's processes (or threads), in the first hierarchy that has it.
-func (g *Group) pids() ([]int, error) {
+// Pids lists the group's processes and those of groups below it, as numbers of the
+// caller's pid namespace, in order. A group that does not exist has none.
+func (g *Group) Pids() ([]int, error) {
 	if err := g.valid(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("list processes: %w", err)
 	}
-	for _, file := range append([]string{filepath.Join(g.UnifiedDir(), "cgroup.procs")}, g.Tasks()...) {
-		if !strings.HasPrefix(file, "/") {
-			continue
+	dir := g.UnifiedDir()
+	for _, c := range controllers() {
+		if dir == "" {
+			dir = g.v1Dir(c)
 		}
-		b, err := os.ReadFile(file)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		var pids []int
-		for _, f := range strings.Fields(string(b)) {
-			if n, err := strconv.Atoi(f); err == nil && n > 0 {
-				pids = append(pids, n)
-			}
-		}
-		return pids, nil
 	}
-	return nil, nil
-}
-
-// Freeze stops all processes of the group, or lets them go on, and returns when
-// that is so.
-func (g *Group) Freeze(ctx context.Context, frozen bool) error {
-	if err := g.valid(); err != nil {
-		return fmt.Errorf("freeze cgroup: %w", err)
-	}
-	dir, file, value, done := g.UnifiedDir(), "cgroup.freeze", "0", "frozen 0"
-	if frozen {
-		value, done = "1", "frozen 1"
-	}
-	events := "cgroup.events"
 	if dir == "" {
-		dir, file, events, value = filepath.Join(g.host.V1["freezer"], g.path), "freezer.state", "freezer.state", "THAWED"
-		if frozen {
-			value = "FROZEN"
-		}
-		done = value
+		return nil, nil
 	}
-	for {
-		if err := write(dir, file, value); err != nil {
-			return fmt.Errorf("freeze cgroup: %w", err)
-		}
-		b, err := os.ReadFile(filepath.Join(dir, events))
-		if err != nil {
-			return fmt.Errorf("freeze cgroup: %w", err)
-		}
-		if bytes.Contains(b, []byte(done)) {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("freeze cgroup: %w", ctx.Err())
-		case <-time.After(time.Millisecond):
-		}
+	pids, err := pidsBelow(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
 	}
+	return pids, nil
 }
 
-// Frozen says whether Freeze was called last with true.
-func (g *Group) Frozen() bool {
-	if g.valid() != nil {
-		return false
-	}
-	dir, file, want := g.UnifiedDir(), "cgroup.freeze", "1"
-	if dir == "" {
-		dir, file, want = filepath.Join(g.host.V1["freezer"], g.path), "freezer.self_freezing", "1"
-	}
-	b, err := os.ReadFile(filepath.Join(dir, file))
-	return err == nil && strings.TrimSpace(string(b)) == want
-}
-
-// Remove deletes the group's directories, those that processes of the container
-// made below, and parents that have become empty. Nothing to remove is no error.
-func (g *Group) Remove() error {
-	if err := g.valid(); err != nil {
-		return fmt.Errorf("remove cgroup: %w", err)
-	}
-	var errs []error
-	seen := map[string]bool{}
-	for _, mount := range g.host.mounts() {
-		if !seen[mount] {
-			seen[mount] = true
-			errs = append(errs, removeTree(filepath.Join(mount, g.path)))
-			removeParents(mount, filepath.Dir(g.path))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (h Host) mounts() []string {
-	var all []string
-	if h.Unified != "" {
-		all = append(all, h.Unified)
-	}
-	for _, m := range h.V1 {
-		all = append(all, m)
-	}
-	return all
-}
-
-// removeTree removes directories only, deepest first; a dying process keeps its
-// directory busy for a moment.
-func removeTree(dir string) error {
-	err := unix.Rmdir(dir)
-	for try := 0; err != nil && !errors.Is(err, fs.ErrNotExist) && try < 50; try++ {
-		entries, readErr := os.ReadDir(dir)
-		if errors.Is(readErr, fs.ErrNotExist) {
-			return nil
-		}
-		for _, e := range entries {
-			if e.IsDir() {
-				if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
-					return err
+// pidsBelow reads a directory and all below. Groups come and go meanwhile.
+func pidsBelow(dir string) ([]int, error) {
+	var pids []int
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			var b []byte
+			b, err = os.ReadFile(filepath.Join(path, "cgroup.procs"))
+			for _, f := range strings.Fields(string(b)) {
+				if n, err := strconv.Atoi(f); err == nil && n > 0 {
+					pids = append(pids, n)
 				}
 			}
 		}
-		if err = unix.Rmdir(dir); errors.Is(err, unix.EBUSY) {
-			time.Sleep(time.Duration(try) * 200 * time.Microsecond)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
+			return nil // gone, or threaded: its processes are in the list of the domain above
 		}
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
-
-func removeParents(mount, path string) {
-	for path != "." && path != "/" && unix.Rmdir(filepath.Join(mount, path)) == nil {
-		path = filepath.Dir(path)
-	}
+		return err
+	})
+	slices.Sort(pids)
+	return slices.Compact(pids), err
 }

@@ -11,56 +11,198 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
-// createUnified makes the cgroup2 directory and turns the wanted controllers on
-// in every directory above it.
-func (g *Group) createUnified(r *specs.LinuxResources) error {
-	if err := makeDir(g.UnifiedDir(), false); err != nil {
-		return err
+// setting is one value for one file, and the field that asks for it.
+type setting struct {
+	field string // below "resources"
+	value any    // as it is configured
+	dir   string
+	file  string
+	text  string
+	check bool // the kernel may take another value in silence: read it back
+}
+
+func (s setting) fail(err error) error {
+	return fmt.Errorf("resources.%s: %v: %w", s.field, s.value, err)
+}
+
+// write fails with EINVAL also when the value only does not fit what another file
+// still says.
+func (s setting) write() error {
+	err := write(s.dir, s.file, s.text)
+	if errors.Is(err, unix.EBUSY) && strings.HasPrefix(s.file, "memory.") {
+		usage, _ := os.ReadFile(filepath.Join(s.dir, "memory.usage_in_bytes"))
+		err = fmt.Errorf("%w: in use are %s bytes", err, strings.TrimSpace(string(usage)))
 	}
-	dir := g.host.Unified
-	for _, name := range strings.Split(filepath.ToSlash(g.path), "/") {
-		for _, c := range wantedUnified(r) {
-			if !slices.Contains(g.host.Controllers, c) {
-				continue
-			}
-			if err := write(dir, "cgroup.subtree_control", "+"+c); err != nil {
-				return fmt.Errorf("turn on controller %s: %w", c, err)
-			}
+	if err == nil && s.check {
+		b, readErr := os.ReadFile(filepath.Join(s.dir, s.file))
+		if got := strings.TrimSpace(string(b)); readErr == nil && got != s.text {
+			err = fmt.Errorf("the kernel takes %s instead", got)
 		}
-		dir = filepath.Join(dir, name)
+	}
+	if err != nil {
+		return s.fail(err)
 	}
 	return nil
 }
 
-func wantedUnified(r *specs.LinuxResources) []string {
-	wanted := []string{"memory", "pids", "cpu"}
-	if r.CPU != nil && (r.CPU.Cpus != "" || r.CPU.Mems != "") {
-		wanted = append(wanted, "cpuset")
+// Update changes the limits that r names on a live group; what it does not name
+// stays. When one is refused, those before it are taken back as far as their files
+// hold a single value. Device rules replace all earlier ones.
+func (g *Group) Update(r *specs.LinuxResources) error {
+	if err := g.update(r); err != nil {
+		return fmt.Errorf("update cgroup: %w", err)
 	}
-	if r.BlockIO != nil {
-		wanted = append(wanted, "io")
+	return nil
+}
+
+func (g *Group) update(r *specs.LinuxResources) error {
+	if err := g.valid(); err != nil {
+		return err
 	}
-	return wanted
+	if r == nil {
+		return nil
+	}
+	wanted := needs(r)
+	if g.host.Unified != "" {
+		if err := g.enable(wanted); err != nil {
+			return err
+		}
+	}
+	for _, c := range wanted {
+		if err := g.join(c); err != nil {
+			return err
+		}
+	}
+	if err := g.checkUsage(r.Memory); err != nil {
+		return err
+	}
+	return g.limit(r, true)
 }
 
 // limit writes every limit of r; one that no hierarchy can hold is an error.
-func (g *Group) limit(r *specs.LinuxResources) error {
-	for _, step := range []func(*specs.LinuxResources) error{g.limitMemory, g.limitPids, g.limitCPU, g.limitIO, g.limitDevices} {
-		if err := step(r); err != nil {
-			return err
+func (g *Group) limit(r *specs.LinuxResources, undo bool) error {
+	p := planner{g: g}
+	p.memory(r.Memory)
+	p.pids(r.Pids)
+	p.cpu(r.CPU)
+	p.io(r.BlockIO)
+	p.hugetlb(r.HugepageLimits)
+	p.network(r.Network)
+	p.rdma(r.Rdma)
+	p.unified(r.Unified)
+	if p.err != nil {
+		return p.err
+	}
+	var old []setting
+	if undo {
+		old = readOld(p.list)
+	}
+	err := settle(p.list)
+	if err == nil {
+		err = g.limitDevices(r.Devices)
+	}
+	if err != nil && undo {
+		if undoErr := settle(old); undoErr != nil {
+			err = fmt.Errorf("%w (and taking back what was changed: %w)", err, undoErr)
 		}
 	}
-	for name, value := range r.Unified {
-		if g.host.Unified == "" || !filepath.IsLocal(name) || strings.Contains(name, "/") {
-			return fmt.Errorf("limit %s: not a file of cgroup v2 here", name)
+	return err
+}
+
+// settle writes all values. Some are only taken in an order that depends on the old
+// ones (a memory limit may not pass the limit with swap, a burst not the quota): what
+// fails with EINVAL is tried again after the others, while that leads further.
+func settle(list []setting) error {
+	for len(list) > 0 {
+		var again []setting
+		var first error
+		for _, s := range list {
+			err := s.write()
+			if err != nil && !errors.Is(err, unix.EINVAL) {
+				return err
+			}
+			if err != nil {
+				again = append(again, s)
+				first = errors.Join(first, err)
+			}
 		}
-		if err := write(g.UnifiedDir(), name, value); err != nil {
-			return err
+		if len(again) == len(list) {
+			return first
 		}
+		list = again
 	}
 	return nil
+}
+
+// readOld returns the settings that bring back what is there now.
+func readOld(list []setting) (old []setting) {
+	for _, s := range list {
+		b, err := os.ReadFile(filepath.Join(s.dir, s.file))
+		text := strings.TrimSpace(string(b))
+		if s.file == "memory.oom_control" {
+			text, _, _ = strings.Cut(strings.TrimPrefix(text, "oom_kill_disable "), "\n")
+		}
+		if err == nil && text != "" && !strings.Contains(text, "\n") {
+			old = append(old, setting{field: s.field, value: "back to " + text, dir: s.dir, file: s.file, text: text})
+		}
+	}
+	return old
+}
+
+// planner collects the settings of a configuration, and the first thing that cannot be.
+type planner struct {
+	g    *Group
+	list []setting
+	err  error
+}
+
+// home names the file that a limit has in each kind of hierarchy; empty: it has none.
+type home struct{ controller, v1, v2 string }
+
+// put plans one value, or notes why it cannot be.
+func (p *planner) put(s setting, h home) {
+	dir, v2, err := p.g.dir(h.controller)
+	s.dir, s.file = dir, h.v1
+	if v2 {
+		s.file = h.v2
+	}
+	if err == nil && s.file == "" {
+		version := map[bool]string{false: "v1", true: "v2"}[v2]
+		err = fmt.Errorf("controller %s of cgroup %s has no such limit", h.controller, version)
+	}
+	if err != nil {
+		p.fail(s, err)
+		return
+	}
+	p.list = append(p.list, s)
+}
+
+func (p *planner) fail(s setting, err error) {
+	if p.err == nil {
+		p.err = s.fail(err)
+	}
+}
+
+// v2 says whether the controller's limits go to the unified hierarchy.
+func (p *planner) v2(controller string) bool { return p.g.host.V1[controller] == "" }
+
+// has says whether the group has a file of the controller.
+func (p *planner) has(controller, file string) bool {
+	dir, _, err := p.g.dir(controller)
+	return err == nil && exists(dir, file)
+}
+
+// read returns a file's text without the space around it, or "".
+func (p *planner) read(controller, file string) string {
+	dir, _, err := p.g.dir(controller)
+	if err != nil {
+		return ""
+	}
+	b, _ := os.ReadFile(filepath.Join(dir, file)) // who needs it notices that it is empty
+	return strings.TrimSpace(string(b))
 }
 
 // dir is where a controller's files are; v2 says which names they have.
@@ -71,184 +213,63 @@ func (g *Group) dir(controller string) (dir string, v2 bool, err error) {
 	if g.host.Has(controller) {
 		return g.UnifiedDir(), true, nil
 	}
-	return "", false, fmt.Errorf("limit %s: the machine has no such cgroup controller", controller)
+	return "", false, fmt.Errorf("the machine has no cgroup controller %s", controller)
 }
 
-func (g *Group) limitMemory(r *specs.LinuxResources) error {
-	m := r.Memory
-	if m == nil || m.Limit == nil && m.Reservation == nil && m.Swap == nil {
+// join brings the group's processes into a v1 hierarchy that Create had no need of.
+func (g *Group) join(controller string) error {
+	mount := g.host.V1[controller]
+	if mount == "" || g.v1Dir(controller) != "" {
 		return nil
 	}
-	dir, v2, err := g.dir("memory")
-	if err != nil {
-		return err
+	if g.dirs == nil { // opened: from here on, what there is counts
+		g.dirs = slices.Sorted(slices.Values(mapValues(g.V1Dirs())))
 	}
-	if v2 {
-		return g.limitMemoryV2(dir, m)
+	if err := g.makeV1(controller); err != nil {
+		return fmt.Errorf("join controller %s: %w", controller, err)
 	}
-	if m.Limit != nil {
-		err = write(dir, "memory.limit_in_bytes", strconv.FormatInt(*m.Limit, 10))
-	}
-	if err == nil && m.Swap != nil {
-		err = write(dir, "memory.memsw.limit_in_bytes", strconv.FormatInt(*m.Swap, 10))
-		if errors.Is(err, fs.ErrNotExist) {
-			err = nil // a kernel without swap accounting has no swap limit to break
-		}
-	}
-	if err == nil && m.Reservation != nil {
-		err = write(dir, "memory.soft_limit_in_bytes", strconv.FormatInt(*m.Reservation, 10))
-	}
-	return err
-}
-
-func (g *Group) limitMemoryV2(dir string, m *specs.LinuxMemory) error {
-	if m.Limit != nil {
-		if err := write(dir, "memory.max", orMax(*m.Limit)); err != nil {
-			return err
-		}
-	}
-	if m.Swap != nil {
-		// runtime-spec counts memory+swap, v2 swap alone.
-		swap := *m.Swap
-		if m.Limit != nil && swap >= *m.Limit && *m.Limit > 0 {
-			swap -= *m.Limit
-		}
-		if err := write(dir, "memory.swap.max", orMax(swap)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	if m.Reservation != nil {
-		return write(dir, "memory.low", orMax(*m.Reservation))
-	}
-	return nil
-}
-
-func (g *Group) limitPids(r *specs.LinuxResources) error {
-	if r.Pids == nil || r.Pids.Limit == nil {
-		return nil
-	}
-	dir, _, err := g.dir("pids")
-	if err != nil {
-		return err
-	}
-	limit := *r.Pids.Limit
-	if limit == 0 {
-		limit = -1 // as Docker and runc read it
-	}
-	return write(dir, "pids.max", orMax(limit))
-}
-
-func (g *Group) limitCPU(r *specs.LinuxResources) error {
-	c := r.CPU
-	if c == nil {
-		return nil
-	}
-	if c.Shares != nil || c.Quota != nil || c.Period != nil {
-		dir, v2, err := g.dir("cpu")
-		if err == nil && v2 {
-			err = limitCPUV2(dir, c)
-		} else if err == nil {
-			err = limitCPUV1(dir, c)
-		}
+	dir := filepath.Join(mount, g.path)
+	for range 20 { // processes that fork meanwhile leave children behind once more
+		all, err := g.Pids()
 		if err != nil {
 			return err
 		}
-	}
-	for name, value := range map[string]string{"cpuset.cpus": c.Cpus, "cpuset.mems": c.Mems} {
-		if value == "" {
-			continue
-		}
-		dir, _, err := g.dir("cpuset")
-		if err == nil {
-			err = write(dir, name, value)
-		}
+		inside, err := pidsBelow(dir)
 		if err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-func limitCPUV1(dir string, c *specs.LinuxCPU) error {
-	if c.Period != nil {
-		if err := write(dir, "cpu.cfs_period_us", strconv.FormatUint(*c.Period, 10)); err != nil {
-			return err
-		}
-	}
-	if c.Quota != nil {
-		if err := write(dir, "cpu.cfs_quota_us", strconv.FormatInt(*c.Quota, 10)); err != nil {
-			return err
-		}
-	}
-	if c.Shares != nil {
-		return write(dir, "cpu.shares", strconv.FormatUint(*c.Shares, 10))
-	}
-	return nil
-}
-
-func limitCPUV2(dir string, c *specs.LinuxCPU) error {
-	if c.Quota != nil || c.Period != nil {
-		quota, period := "max", uint64(100000)
-		if c.Quota != nil {
-			quota = orMax(*c.Quota)
-		}
-		if c.Period != nil {
-			period = *c.Period
-		}
-		if err := write(dir, "cpu.max", quota+" "+strconv.FormatUint(period, 10)); err != nil {
-			return err
-		}
-	}
-	if c.Shares == nil || *c.Shares == 0 {
-		return nil
-	}
-	// 2..262144 shares onto 1..10000, the conversion that runtime-spec names.
-	weight := 1 + (max(*c.Shares, 2)-2)*9999/262142
-	return write(dir, "cpu.weight", strconv.FormatUint(min(weight, 10000), 10))
-}
-
-func (g *Group) limitIO(r *specs.LinuxResources) error {
-	if r.BlockIO == nil {
-		return nil
-	}
-	dir, v2, err := g.dir("blkio")
-	if err != nil {
-		return err
-	}
-	b := r.BlockIO
-	rates := []struct {
-		v1, v2  string
-		devices []specs.LinuxThrottleDevice
-	}{
-		{"blkio.throttle.read_bps_device", "rbps", b.ThrottleReadBpsDevice},
-		{"blkio.throttle.write_bps_device", "wbps", b.ThrottleWriteBpsDevice},
-		{"blkio.throttle.read_iops_device", "riops", b.ThrottleReadIOPSDevice},
-		{"blkio.throttle.write_iops_device", "wiops", b.ThrottleWriteIOPSDevice},
-	}
-	for _, rate := range rates {
-		for _, d := range rate.devices {
-			file, text := rate.v1, fmt.Sprintf("%d:%d %d", d.Major, d.Minor, d.Rate)
-			if v2 {
-				file, text = "io.max", fmt.Sprintf("%d:%d %s=%d", d.Major, d.Minor, rate.v2, d.Rate)
+		moved := false
+		for _, pid := range all {
+			if slices.Contains(inside, pid) {
+				continue
 			}
-			if err := write(dir, file, text); err != nil {
-				return err
+			moved = true
+			if err := write(dir, "cgroup.procs", strconv.Itoa(pid)); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("join controller %s: %w", controller, err)
 			}
 		}
+		if !moved {
+			return nil
+		}
 	}
-	if b.Weight == nil {
-		return nil
-	}
-	if v2 {
-		return write(dir, "io.weight", strconv.Itoa(int(*b.Weight)))
-	}
-	return write(dir, "blkio.bfq.weight", strconv.Itoa(int(*b.Weight)))
+	return fmt.Errorf("join controller %s: the group forks faster than its processes can be moved", controller)
 }
 
-// orMax is v2's word for "no limit".
-func orMax(n int64) string {
-	if n < 0 {
+func mapValues(m map[string]string) (list []string) {
+	for _, v := range m {
+		list = append(list, v)
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// amount writes a limit where negative means none.
+func amount(n int64, v2 bool) string {
+	if n < 0 && v2 {
 		return "max"
+	}
+	if n < 0 {
+		return "-1"
 	}
 	return strconv.FormatInt(n, 10)
 }
@@ -256,6 +277,9 @@ func orMax(n int64) string {
 // write puts a value into a cgroup file; it never creates one.
 func write(dir, name, value string) error {
 	f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) && exists(dir, "cgroup.procs") {
+		return fmt.Errorf("this kernel has no %s: %w", name, err)
+	}
 	if err != nil {
 		return err
 	}

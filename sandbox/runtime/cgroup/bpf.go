@@ -1,0 +1,169 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// programXattr records, on the unified directory, the kernel's numbers of the device
+// programs that may be attached there: one, or two while one replaces the other.
+const programXattr = "trusted.naru.devices"
+
+// attachDevices makes the rules the device policy of the directory, in place of the
+// one it attached earlier. Programs of others, there or above, stay and must agree
+// too (BPF_F_ALLOW_MULTI).
+//
+// To replace a program its descriptor is needed, and the process that had it is
+// gone. So its number is kept beside it: written before anything is attached, it is
+// right after a crash at any point, and it vanishes with the group. What is attached
+// is never asked for: kernels 6.17 to 7.1 write past the buffer of BPF_PROG_QUERY.
+func attachDevices(dir string, rules []deviceRule) error {
+	prog, err := loadBPF(deviceProgram(rules))
+	if err != nil {
+		return fmt.Errorf("load program: %w", err)
+	}
+	defer unix.Close(prog)
+	cg, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer cg.Close()
+	old, err := programsOf(dir)
+	if err != nil {
+		return err
+	}
+	id, err := programID(prog)
+	if err != nil {
+		return fmt.Errorf("ask for the program's number: %w", err)
+	}
+	if err := recordPrograms(dir, append(old, id)); err != nil {
+		return err
+	}
+	for i := len(old) - 1; i >= 0; i-- {
+		was, err := programByID(old[i])
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("open the program to replace: %w", err)
+		}
+		err = attach(int(cg.Fd()), prog, unix.BPF_F_ALLOW_MULTI|unix.BPF_F_REPLACE, was)
+		unix.Close(was)
+		if err == nil {
+			return recordPrograms(dir, []uint32{id})
+		}
+		if !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("replace program: %w", err)
+		}
+	}
+	if err := attach(int(cg.Fd()), prog, unix.BPF_F_ALLOW_MULTI, 0); err != nil {
+		return fmt.Errorf("attach program: %w", err)
+	}
+	return nil
+}
+
+func attach(cgroup, prog, flags, replace int) error {
+	attr := struct{ target, prog, kind, flags, replace uint32 }{uint32(cgroup), uint32(prog), unix.BPF_CGROUP_DEVICE, uint32(flags), uint32(replace)}
+	_, err := bpf(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return err
+}
+
+func bpf(cmd uintptr, attr unsafe.Pointer, size uintptr) (int, error) {
+	fd, _, e := unix.Syscall(unix.SYS_BPF, cmd, uintptr(attr), size)
+	if e != 0 {
+		return -1, e
+	}
+	return int(fd), nil // close-on-exec by itself (bpf(2))
+}
+
+// programID reads the number from struct bpf_prog_info {type, id, …}; the kernel
+// fills in no more than the length it is given.
+func programID(prog int) (uint32, error) {
+	var info struct{ kind, id uint32 }
+	attr := struct {
+		fd, length uint32
+		info       uint64
+	}{fd: uint32(prog), length: uint32(unsafe.Sizeof(info))}
+	var pins runtime.Pinner
+	defer pins.Unpin()
+	pins.Pin(&info)
+	attr.info = uint64(uintptr(unsafe.Pointer(&info)))
+	_, err := bpf(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return info.id, err
+}
+
+func programByID(id uint32) (int, error) {
+	attr := struct{ id, next, flags uint32 }{id: id}
+	return bpf(unix.BPF_PROG_GET_FD_BY_ID, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+}
+
+func programsOf(dir string) ([]uint32, error) {
+	var buf [256]byte
+	n, err := unix.Getxattr(dir, programXattr, buf[:])
+	if errors.Is(err, unix.ENODATA) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read which program is attached: %w", err)
+	}
+	var ids []uint32
+	for _, f := range strings.Fields(string(buf[:n])) {
+		id, err := strconv.ParseUint(f, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("read which program is attached: %w", err)
+		}
+		ids = append(ids, uint32(id))
+	}
+	return ids, nil
+}
+
+func recordPrograms(dir string, ids []uint32) error {
+	var text []string
+	for _, id := range ids[max(0, len(ids)-8):] {
+		text = append(text, strconv.FormatUint(uint64(id), 10))
+	}
+	if err := unix.Setxattr(dir, programXattr, []byte(strings.Join(text, " ")), 0); err != nil {
+		return fmt.Errorf("record which program is attached: %w", err)
+	}
+	return nil
+}
+
+func loadBPF(code []byte) (int, error) {
+	license := []byte("Apache-2.0\x00")
+	attr := struct {
+		kind, count   uint32
+		code, license uint64
+		rest          [12]uint64 // log, kernel version, flags, name…: zero
+	}{kind: unix.BPF_PROG_TYPE_CGROUP_DEVICE, count: uint32(len(code) / 8)}
+	var pins runtime.Pinner // the kernel reads both by address
+	defer pins.Unpin()
+	pins.Pin(&code[0])
+	pins.Pin(&license[0])
+	attr.code, attr.license = uint64(uintptr(unsafe.Pointer(&code[0]))), uint64(uintptr(unsafe.Pointer(&license[0])))
+	defer blockSignals()()
+	return bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+}
+
+// blockSignals keeps every signal from the calling thread until the returned
+// function runs. The verifier gives up with EAGAIN whenever one is pending, and
+// the Go runtime sends its threads signals to preempt them, so that happens on any
+// day; a blocked signal does not count as pending.
+func blockSignals() (restore func()) {
+	runtime.LockOSThread()
+	var all, old unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &all, &old) // cannot fail with valid arguments
+	return func() {
+		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
+		runtime.UnlockOSThread()
+	}
+}
