@@ -5,13 +5,14 @@ INIT    := sandbox/runtime/embedded/naru-init-$(GOARCH)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 RUNTIME := nginx git busybox-static ca-certificates
 TESTING := $(RUNTIME) gcc libc6-dev docker-registry umoci runc iproute2 nftables procps
+VM      := $(TESTING) qemu-system-x86 e2fsprogs kmod xz-utils
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help build init demo test race lint check bench fuzz clean
+.PHONY: help build init demo test race test-vm test-vm-smoke lint check bench fuzz clean
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: init ## bin/naru, with the small init program embedded
 	$(GO) build -trimpath -ldflags '-s -w -X naru/cli.version=$(VERSION)' -o bin/naru .
@@ -36,12 +37,22 @@ race: init ## the tests of the parts with goroutines, under the race detector
 	@scripts/deps $(TESTING)
 	CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 10m ./pipeline ./agent/... ./webhooks/... ./configs/... ./internal/...
 
+# KERNEL=path/to/vmlinuz MODULES=path/to/lib/modules/VERSION boot another kernel
+# than Debian's; PACKAGES and RUN choose what runs.
+test-vm: init ## the tests of the sandbox in qemu, on Debian's kernel with cgroup v2 alone: [KERNEL= MODULES=] [PACKAGES=./sandbox/…] [RUN=regexp]
+	@scripts/deps $(VM)
+	@$(GO) run ./scripts/test-vm $(foreach o,KERNEL MODULES PACKAGES RUN,$(if $($o),-$(shell echo $o | tr A-Z a-z) '$($o)'))
+
+test-vm-smoke: init ## a selection of them, about a minute
+	@scripts/deps $(VM)
+	@$(GO) run ./scripts/test-vm -smoke -limit 10m $(if $(KERNEL),-kernel '$(KERNEL)') $(if $(MODULES),-modules '$(MODULES)')
+
 lint: ## gofmt, vet, staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 
-check: lint test race ## what CI runs
+check: lint test race test-vm-smoke ## what CI runs
 
 bench: build ## side-by-side figures: make bench
 	@scripts/deps $(RUNTIME) runc
