@@ -19,7 +19,7 @@ var runScript []byte
 // guest gets copies with their libraries. A test that misses one skips.
 var tools = strings.Fields(`sh mount umount unshare nsenter modprobe ip nft sysctl ps
 	iptables ip6tables iptables-save ip6tables-save iptables-nft ip6tables-nft iptables-nft-save iptables-legacy ip6tables-legacy
-	bzip2 runc umoci skopeo docker-registry`)
+	pivot_root setpriv bzip2 runc umoci skopeo docker-registry`)
 
 // extras are what these programs load at run time, as patterns.
 var extras = []string{
@@ -93,7 +93,8 @@ func (g guest) skeleton() error {
 			return err
 		}
 	}
-	return os.WriteFile(filepath.Join(g.tree, "tests/run"), runScript, 0o755)
+	shadow := os.WriteFile(filepath.Join(g.tree, "etc/shadow"), []byte("root:*:1::::::\n"), 0o600)
+	return errors.Join(shadow, os.WriteFile(filepath.Join(g.tree, "tests/run"), runScript, 0o755))
 }
 
 // copyTools copies programs to where they are here, with the libraries that ldd

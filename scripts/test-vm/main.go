@@ -44,7 +44,7 @@ func main() {
 	flag.StringVar(&o.kernel, "kernel", "", "boot this `vmlinuz` instead of Debian's")
 	flag.StringVar(&o.modules, "modules", "", "the kernel's lib/modules/VERSION `folder`; without it -kernel must have all built in")
 	flag.StringVar(&o.run, "run", "", "only tests that match this `regexp`")
-	flag.StringVar(&o.packages, "packages", "./sandbox/...", "the packages, as the go command understands them")
+	flag.StringVar(&o.packages, "packages", "./sandbox/... ./docs", "the `packages`, as the go command understands them")
 	flag.DurationVar(&o.limit, "limit", 45*time.Minute, "kill the machine after this time")
 	flag.BoolVar(&o.keep, "keep", false, "keep the disk and the console, and print where")
 	flag.Parse()

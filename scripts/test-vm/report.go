@@ -18,14 +18,14 @@ type report struct {
 	out     io.Writer
 	left    []string // packages that have not begun
 	running string
-	began   time.Time
+	began   time.Time    // the boot, then the package that runs
 	text    bytes.Buffer // of the package that runs
 	skips   map[string][]string
 	failed  []string
 }
 
 func newReport(out io.Writer, tests []test) *report {
-	r := &report{out: out, skips: map[string][]string{}}
+	r := &report{out: out, began: time.Now(), skips: map[string][]string{}}
 	for _, t := range tests {
 		r.left = append(r.left, t.pkg)
 	}
@@ -41,7 +41,7 @@ func (r *report) read(line string) {
 	}
 	switch {
 	case words[1] == "kernel" && len(words) == 3:
-		fmt.Fprintln(r.out, "test-vm: booted Linux", words[2])
+		fmt.Fprintf(r.out, "test-vm: Linux %s booted in %.1f s\n", words[2], time.Since(r.began).Seconds())
 	case words[1] == "begin" && len(words) == 3:
 		r.running, r.began = words[2], time.Now()
 		r.left = slices.DeleteFunc(r.left, func(pkg string) bool { return pkg == words[2] })

@@ -27,7 +27,7 @@ func TestReport(t *testing.T) {
 		want       []string
 		err        string
 	}{
-		{"all well", strings.Split(said, "@test-vm begin naru/b")[0], []string{"booted Linux 6.1.0", "ok  \tnaru/a\t", "1 passed, 0 failed, 1 skipped", "\tTestTool: needs runc: not found\n"}, "never ran: naru/b"},
+		{"all well", strings.Split(said, "@test-vm begin naru/b")[0], []string{"Linux 6.1.0 booted", "ok  \tnaru/a\t", "1 passed, 0 failed, 1 skipped", "\tTestTool: needs runc: not found\n"}, "never ran: naru/b"},
 		{"a failure is printed", said, []string{"it is broken", "FAIL\tnaru/b\t", "0 passed, 1 failed, 0 skipped"}, "failed: naru/b"},
 		{"the guest dies in a test", strings.Split(said, "@test-vm end naru/b")[0], []string{"it is broken"}, "ended while it ran naru/b"},
 		{"nothing matches", "@test-vm begin naru/b\ntesting: warning: no tests to run\nPASS\n@test-vm end naru/b 0", []string{"no test ran", "FAIL"}, "failed: naru/b"},
