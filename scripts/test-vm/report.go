@@ -16,7 +16,8 @@ import (
 // report reads what the guest says and prints a line for each package.
 type report struct {
 	out     io.Writer
-	left    []string // packages that have not begun
+	left    []string            // packages that have not begun
+	wanted  map[string][]string // package → tests that must run
 	running string
 	began   time.Time    // the boot, then the package that runs
 	text    bytes.Buffer // of the package that runs
@@ -25,8 +26,9 @@ type report struct {
 }
 
 func newReport(out io.Writer, tests []test) *report {
-	r := &report{out: out, began: time.Now(), skips: map[string][]string{}}
+	r := &report{out: out, began: time.Now(), skips: map[string][]string{}, wanted: map[string][]string{}}
 	for _, t := range tests {
+		r.wanted[t.pkg] = t.names
 		r.left = append(r.left, t.pkg)
 	}
 	return r
@@ -59,12 +61,18 @@ func (r *report) end(ok bool) {
 	case err != nil:
 		fmt.Fprintf(r.out, "%s\n%v\n", r.text.String(), err)
 		ok = false
-	case res.passed+res.failed == 0 && len(res.skipped) == 0:
+	case len(res.ran) == 0:
 		fmt.Fprintf(r.out, "%sno test ran\n", r.text.String())
 		ok = false
 	case res.failed > 0 || !ok:
 		fmt.Fprint(r.out, res.output)
 		ok = false
+	}
+	for _, name := range r.wanted[r.running] {
+		if !res.ran[name] {
+			fmt.Fprintf(r.out, "there is no %s any more\n", name)
+			ok = false
+		}
 	}
 	word := "ok  "
 	if !ok {
@@ -107,6 +115,7 @@ func (r *report) finish() error {
 // results are of one package. Subtests count as their own only where they skip.
 type results struct {
 	passed, failed int
+	ran            map[string]bool
 	skipped        map[string]string // test → its reason
 	output         string            // of the tests that failed, and of the package
 }
@@ -116,7 +125,7 @@ type event struct{ Action, Test, Output string }
 
 // parse reads the output of a test program that ran with -test.v=test2json.
 func parse(pkg string, text []byte) (results, error) {
-	res := results{skipped: map[string]string{}}
+	res := results{skipped: map[string]string{}, ran: map[string]bool{}}
 	cmd := exec.Command("go", "tool", "test2json", "-p", pkg)
 	cmd.Stdin = bytes.NewReader(text)
 	converted, err := cmd.Output()
@@ -132,6 +141,8 @@ func parse(pkg string, text []byte) (results, error) {
 			return res, fmt.Errorf("test2json: %w", err)
 		}
 		switch top := e.Test != "" && !strings.Contains(e.Test, "/"); {
+		case e.Action == "run":
+			res.ran[e.Test] = true
 		case e.Action == "output":
 			outputs[e.Test] += e.Output
 		case e.Action == "skip" && e.Test != "":

@@ -31,11 +31,12 @@ func TestReport(t *testing.T) {
 		{"a failure is printed", said, []string{"it is broken", "FAIL\tnaru/b\t", "0 passed, 1 failed, 0 skipped"}, "failed: naru/b"},
 		{"the guest dies in a test", strings.Split(said, "@test-vm end naru/b")[0], []string{"it is broken"}, "ended while it ran naru/b"},
 		{"nothing matches", "@test-vm begin naru/b\ntesting: warning: no tests to run\nPASS\n@test-vm end naru/b 0", []string{"no test ran", "FAIL"}, "failed: naru/b"},
+		{"a named test is gone", "@test-vm begin naru/c\n\x16=== RUN   TestGood\n\x16--- PASS: TestGood (0.10s)\n\x16=== NAME  \n\x16PASS\n@test-vm end naru/c 0", []string{"there is no TestNamed any more", "FAIL\tnaru/c"}, "failed: naru/c"},
 		{"killed without a word", "@test-vm begin naru/b\n@test-vm end naru/b 137", []string{"FAIL"}, "failed: naru/b"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var out bytes.Buffer
-			r := newReport(&out, []test{{pkg: "naru/a"}, {pkg: "naru/b"}})
+			r := newReport(&out, []test{{pkg: "naru/a"}, {pkg: "naru/b"}, {pkg: "naru/c", names: []string{"TestGood", "TestNamed"}}})
 			for line := range strings.Lines(tt.said) {
 				r.read(strings.TrimSuffix(line, "\n"))
 			}
