@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 //	anything else       the output; "…" stands for any text, alone on a line for any lines
 //	<!-- only where: C -->   before a block: it is left out where the shell command C fails
 //
-// The shell has mount, network and IPC namespaces of its own, and naru directories of its own.
+// The shell has mount, network and IPC namespaces of its own.
 func TestContainersPage(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts containers; not in -short")
@@ -213,7 +213,7 @@ func newShell(t *testing.T) *shell {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("sh")
-	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "TMPDIR="+dir, "NARU_ROOT="+dir+"/root", "NARU_RUN="+dir+"/run",
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "TMPDIR="+dir,
 		"PATH="+dir+":"+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = dir, stdin, stdout, stdout
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC, Setpgid: true}
@@ -240,10 +240,15 @@ func (s *shell) end(t *testing.T, cmd *exec.Cmd) {
 	_ = s.in.Close()
 	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // with what runs in the background
 	_ = cmd.Wait()
-	reset := exec.Command(filepath.Join(cmd.Dir, "naru"), "system", "reset", "--force")
-	reset.Env = cmd.Env
-	if out, err := reset.CombinedOutput(); err != nil {
-		t.Errorf("reset: %v: %s", err, out)
+	roots, err := filepath.Glob(filepath.Join(cmd.Dir, "*/naru")) // there only after a failure
+	if err != nil {
+		t.Error(err)
+	}
+	for _, root := range roots {
+		reset := exec.Command(filepath.Join(cmd.Dir, "naru"), "--root", root, "--run", filepath.Join(filepath.Dir(root), "run"), "system", "reset", "--force")
+		if out, err := reset.CombinedOutput(); err != nil {
+			t.Errorf("reset: %v: %s", err, out)
+		}
 	}
 	for _, pattern := range []string{"/sys/fs/cgroup/by-hand", "/sys/fs/cgroup/*/by-hand"} {
 		groups, err := filepath.Glob(pattern)

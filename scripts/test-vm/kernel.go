@@ -39,8 +39,8 @@ func debianKernel(ctx context.Context) (kernel, error) {
 		return kernel{}, fmt.Errorf("find Debian's cloud kernel (KERNEL=vmlinuz MODULES=folder choose another): %w", err)
 	}
 	cache, err := os.UserCacheDir()
-	if err != nil { // no HOME: a machine that is made for one run
-		cache = os.TempDir()
+	if err != nil { // no HOME, as in some CI: beside what make builds
+		cache = "bin"
 	}
 	dir := filepath.Join(cache, "naru-test-vm", name+"_"+version)
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
@@ -118,7 +118,7 @@ func (k kernel) closure(names ...string) ([]string, error) {
 	}
 	text, err := os.ReadFile(filepath.Join(k.modules, "modules.dep"))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the folder of modules needs depmod's lists: %w", err)
 	}
 	needs := map[string][]string{} // file → files
 	files := map[string]string{}   // name → file

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -62,10 +63,13 @@ func (m machine) run(ctx context.Context, read func(line string)) error {
 	if done && err == nil {
 		return nil
 	}
+	if err == nil {
+		err = errors.New("it went off before its last word")
+	}
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	return fmt.Errorf("the machine ended early: %v\n%s\nthe end of its console:\n%s", err, complaints.String(), m.tail())
+	return fmt.Errorf("the machine ended early: %w\n%sthe end of its console:\n%s", err, complaints.String(), m.tail())
 }
 
 func (m machine) args() []string {
@@ -109,5 +113,5 @@ func (m machine) tail() string {
 		return err.Error()
 	}
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-	return "\t" + strings.Join(lines[max(0, len(lines)-40):], "\n\t")
+	return "\t" + strings.Join(lines[max(0, len(lines)-60):], "\n\t")
 }
