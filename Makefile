@@ -55,7 +55,7 @@ lint: ## gofmt, vet, staticcheck
 check: lint test race test-vm-smoke ## what CI runs
 
 bench: build ## side-by-side figures: make bench
-	@scripts/deps $(RUNTIME) runc
+	@scripts/deps $(RUNTIME) runc gcc libc6-dev
 	@$(GO) run ./bench
 
 fuzz: ## every fuzz target for T (30s)

@@ -3,7 +3,8 @@
 // a figure is bad. What a machine lacks is left out, and said.
 //
 //	start    from the call to the first instruction of a static program, with
-//	         every default of isolation; peer: runc run on the same root
+//	         every default of isolation, then whole commands; peer: runc run on
+//	         the same root with the same limits and seccomp policy
 //	rebuild  a second build of an unchanged context; peer: docker build
 //	deploy   from a signed push to the first answer of the new version
 package main
