@@ -24,7 +24,7 @@ const exitEngine = 125
 // an agent: containers, images, networks, volumes, and doctor.
 func containerCommands(env *Env) []*cobra.Command {
 	return []*cobra.Command{
-		runCommand(env), execCommand(env), psCommand(env), logsCommand(env), inspectCommand(env),
+		runCommand(env), createCommand(env), execCommand(env), psCommand(env), logsCommand(env), inspectCommand(env),
 		startCommand(env), stopCommand(env), killCommand(env), rmCommand(env), waitCommand(env),
 		imageCommand(env), buildCommand(env), networkCommand(env), volumeCommand(env), systemCommand(env),
 		doctorCommand(env),

@@ -34,6 +34,8 @@ type runFlags struct {
 	entrypoint  string
 	stopTimeout int
 	pull        string
+	isolation   isolationFlags
+	cid         cidFile
 }
 
 func runCommand(env *Env) *cobra.Command {
@@ -51,10 +53,13 @@ func runCommand(env *Env) *cobra.Command {
 		},
 	}
 	f.define(c)
-	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return &ExitError{Code: exitEngine, Err: fmt.Errorf("%w\nSee '%s --help'", err, c.CommandPath())}
-	})
+	c.SetFlagErrorFunc(engineUsage)
 	return c
+}
+
+// engineUsage is an error in the flags of run and create, exit code 125.
+func engineUsage(c *cobra.Command, err error) error {
+	return &ExitError{Code: exitEngine, Err: fmt.Errorf("%w\nSee '%s --help'", err, c.CommandPath())}
 }
 
 func (f *runFlags) define(c *cobra.Command) {
@@ -83,6 +88,8 @@ func (f *runFlags) define(c *cobra.Command) {
 	flags.IntVar(&f.stopTimeout, "stop-timeout", 0, "seconds between the stop signal and the kill")
 	flags.StringVar(&f.config.UserNS, "userns", "", "auto, or host for no user namespace")
 	flags.StringVar(&f.pull, "pull", "missing", "when to pull the image: missing, always or never")
+	f.isolation.define(flags, &f.config)
+	flags.StringVar(&f.cid.path, "cidfile", "", "file to write the container's id to; it must not exist")
 	flags.Bool("help", false, "help for run") // without -h, which is the host name
 }
 
@@ -115,24 +122,15 @@ func (f *runFlags) complete(c *cobra.Command) (err error) {
 	}
 	f.config.Labels = parseLabels(f.labels)
 	f.config.StopGrace = time.Duration(f.stopTimeout) * time.Second
-	return nil
+	return f.isolation.complete(c.Flags(), &f.config)
 }
 
 // readEnv joins files and flags; KEY alone passes the caller's variable on, if
 // it is set.
 func readEnv(files, list []string) ([]string, error) {
-	var all []string
-	for _, name := range files {
-		data, err := os.ReadFile(name)
-		if err != nil {
-			return nil, err
-		}
-		for line := range strings.Lines(string(data)) {
-			line = strings.TrimSpace(line)
-			if line != "" && !strings.HasPrefix(line, "#") {
-				all = append(all, line)
-			}
-		}
+	all, err := readLines(files)
+	if err != nil {
+		return nil, err
 	}
 	env := []string{}
 	for _, kv := range append(all, list...) {
@@ -193,8 +191,12 @@ func runContainer(ctx context.Context, env *Env, f *runFlags) error {
 	if err := pullFor(ctx, env, e, f); err != nil {
 		return engineError(err)
 	}
+	if err := f.cid.open(); err != nil {
+		return engineError(err)
+	}
+	defer f.cid.close()
 	if f.detach {
-		return runDetached(ctx, env, e, f.config)
+		return runDetached(ctx, env, e, f)
 	}
 	return runForeground(ctx, env, e, f)
 }
@@ -206,16 +208,28 @@ func pullFor(ctx context.Context, env *Env, e *sandbox.Engine, f *runFlags) erro
 		return nil
 	case "always":
 	case "missing":
-		_, err := e.Images().Get(f.config.Image)
+		img, err := e.Images().Get(f.config.Image)
+		if err == nil {
+			return checkPlatform(img, f.isolation.platform)
+		}
 		if !errors.Is(err, image.ErrNotFound) {
 			return err
 		}
 		fmt.Fprintf(env.Stderr, "Unable to find image '%s' locally\n", f.config.Image)
 	default:
-		return usage("--pull %q: want missing, always or never", f.pull)
+		return fmt.Errorf("--pull %q: want missing, always or never", f.pull)
 	}
-	_, err := e.Images().Pull(ctx, f.config.Image, image.PullOptions{Out: env.Stderr})
+	_, err := e.Images().Pull(ctx, f.config.Image, image.PullOptions{Out: env.Stderr, Platform: f.isolation.platform})
 	return err
+}
+
+// checkPlatform refuses an image that is here for another platform than asked for.
+func checkPlatform(img image.Image, want string) error {
+	have := img.Config.OS + "/" + img.Config.Architecture
+	if want == "" || want == have || want == have+"/"+img.Config.Variant {
+		return nil
+	}
+	return fmt.Errorf("--platform %s: the image here is for %s; --pull always fetches the other", want, have)
 }
 
 func warn(env *Env, c sandbox.Container) {
@@ -224,10 +238,13 @@ func warn(env *Env, c sandbox.Container) {
 	}
 }
 
-func runDetached(ctx context.Context, env *Env, e *sandbox.Engine, config sandbox.ContainerConfig) error {
-	c, err := e.Create(ctx, config, sandbox.Stdio{})
+func runDetached(ctx context.Context, env *Env, e *sandbox.Engine, f *runFlags) error {
+	c, err := e.Create(ctx, f.config, sandbox.Stdio{})
 	if err != nil {
 		return engineError(err)
+	}
+	if err := f.cid.write(c.ID); err != nil {
+		return engineError(errors.Join(err, e.Remove(context.WithoutCancel(ctx), c.ID, true)))
 	}
 	warn(env, c)
 	if err := start(ctx, e, c); err != nil {
@@ -261,6 +278,9 @@ func runForeground(ctx context.Context, env *Env, e *sandbox.Engine, f *runFlags
 	streams.started()
 	if err != nil {
 		return engineError(err)
+	}
+	if err := f.cid.write(c.ID); err != nil {
+		return engineError(errors.Join(err, e.Remove(context.WithoutCancel(ctx), c.ID, true)))
 	}
 	warn(env, c)
 	if err := start(ctx, e, c); err != nil {

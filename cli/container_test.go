@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -400,7 +401,7 @@ func TestMountFlag(t *testing.T) {
 		"data:/d:rw":   {Source: "data", Target: "/d", Volume: true},
 		"a.b:/d/e:ro":  {Source: "a.b", Target: "/d/e", Volume: true, ReadOnly: true},
 	} {
-		if got, err := parseMount(text); got != want || err != nil {
+		if got, err := parseMount(text); !reflect.DeepEqual(got, want) || err != nil {
 			t.Errorf("%q: %+v, %v", text, got, err)
 		}
 	}

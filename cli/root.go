@@ -105,7 +105,7 @@ func explainArgs(c *cobra.Command) {
 				err = errors.New("takes no arguments")
 			}
 			code := exitUsage
-			if name := c.CommandPath(); name == "naru run" || name == "naru exec" {
+			if name := c.CommandPath(); name == "naru run" || name == "naru create" || name == "naru exec" {
 				code = exitEngine
 			}
 			return &ExitError{Code: code, Err: fmt.Errorf("%s: %w\nUsage: %s", c.CommandPath(), err, c.UseLine())}

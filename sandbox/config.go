@@ -52,15 +52,31 @@ type ContainerConfig struct {
 	StopGrace  time.Duration     `json:"stop_grace,omitempty"`  // default 10 s
 	UserNS     string            `json:"userns"`                // "auto" (default) or "host"
 	Remove     bool              `json:"remove,omitempty"`      // remove it when it has ended
+
+	Domainname  string            `json:"domainname,omitempty"`  // NIS domain name, uname(2)
+	Annotations map[string]string `json:"annotations,omitempty"` // of the OCI spec; the engine gives them no meaning
+	GroupAdd    []string          `json:"group_add,omitempty"`   // groups of the process beside its user's, names or numbers
+	Resources   Resources         `json:"resources,omitzero"`
+	Security    Security          `json:"security,omitzero"`
+	Namespaces  Namespaces        `json:"namespaces,omitzero"`
 }
 
-// Mount is a named volume or a host path inside a container. Ids on disk are
-// container ids in both.
+// Mount is a named volume, a host path or a tmpfs inside a container. Ids on
+// disk are container ids in all.
 type Mount struct {
-	Source   string `json:"source"` // volume name, or absolute host path that exists
-	Target   string `json:"target"` // absolute path in the container
+	Source   string `json:"source,omitempty"` // volume name, or absolute host path that exists; none for a tmpfs
+	Target   string `json:"target"`           // absolute path in the container
 	ReadOnly bool   `json:"read_only,omitempty"`
 	Volume   bool   `json:"volume,omitempty"`
+	Tmpfs    bool   `json:"tmpfs,omitempty"`
+	// Options are those of mount(8) for a tmpfs (size=, mode=, uid=, gid=,
+	// nr_inodes=, exec …) and noexec for the others.
+	Options []string `json:"options,omitempty"`
+	// NoCopy leaves a new volume empty, where it would begin as a copy of what
+	// the image has at its place.
+	NoCopy bool `json:"no_copy,omitempty"`
+	// Flat binds a host path without the mounts below it.
+	Flat bool `json:"flat,omitempty"`
 }
 
 // Stdio is what a foreground container is connected to beside its log. This
@@ -98,6 +114,9 @@ type Container struct {
 // String writes the mount as the -v flag reads it.
 func (m Mount) String() string {
 	s := m.Source + ":" + m.Target
+	if m.Tmpfs {
+		s = "tmpfs:" + m.Target
+	}
 	if m.ReadOnly {
 		s += ":ro"
 	}
@@ -118,7 +137,7 @@ func (c *ContainerConfig) complete() error {
 	if c.StopGrace == 0 {
 		c.StopGrace = 10 * time.Second
 	}
-	return errors.Join(c.checkNames(), c.checkLimits(), c.checkMounts())
+	return errors.Join(c.checkNames(), c.checkLimits(), c.Resources.check(c), c.Security.check(), c.Namespaces.check(c), c.checkMounts())
 }
 
 func (c *ContainerConfig) checkNames() error {
@@ -135,6 +154,9 @@ func (c *ContainerConfig) checkNames() error {
 	}
 	if len(c.Hostname) > 63 || !allOf(c.Hostname, nameByte) {
 		return fmt.Errorf("host name %q: at most 63 letters, digits, dots and dashes", c.Hostname)
+	}
+	if len(c.Domainname) > 64 || !allOf(c.Domainname, nameByte) {
+		return fmt.Errorf("domain name %q: at most 64 letters, digits, dots and dashes", c.Domainname)
 	}
 	for _, kv := range c.Env {
 		if key, _, ok := strings.Cut(kv, "="); !ok || key == "" || strings.ContainsRune(kv, 0) {
@@ -169,6 +191,12 @@ func (c *ContainerConfig) checkMounts() error {
 			return fmt.Errorf("mount %s: two mounts at %s", m, m.Target)
 		}
 		seen[m.Target] = true
+		if err := m.checkOptions(); err != nil {
+			return err
+		}
+		if m.Tmpfs {
+			continue
+		}
 		if m.Volume {
 			if err := volume.CheckName(m.Source); err != nil {
 				return err

@@ -57,6 +57,44 @@ func (e *Engine) Create(ctx context.Context, c ContainerConfig, stdio Stdio) (Co
 	return e.view(r)
 }
 
+// Define makes a container without a process: Start, from any process and after
+// any boot, lets it run. The errors are those of Create.
+func (e *Engine) Define(ctx context.Context, c ContainerConfig) (Container, error) {
+	r, err := e.define(ctx, c)
+	if err != nil {
+		return Container{}, fmt.Errorf("create container: %w", err)
+	}
+	return e.view(r)
+}
+
+func (e *Engine) define(ctx context.Context, c ContainerConfig) (*record, error) {
+	if err := c.complete(); err != nil {
+		return nil, err
+	}
+	if err := e.dropStaleClaim(ctx, c.Name); err != nil {
+		return nil, err
+	}
+	b, err := e.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r, err := e.plan(b.id, c)
+	if err != nil {
+		return nil, errors.Join(err, e.abandon(ctx, b))
+	}
+	r.Idle = true
+	if err := e.intend(ctx, r, b); err != nil {
+		return nil, err
+	}
+	defer b.lock.Unlock()
+	cleanup, cancel := afterwards(ctx)
+	defer cancel()
+	if err := errors.Join(b.monitor.Close(cleanup), e.syncIntent(r.ID)); err != nil {
+		return nil, errors.Join(err, e.delete(cleanup, r))
+	}
+	return r, nil
+}
+
 // Run is Create and Start. A container that cannot start is removed again.
 //
 // The record becomes durable after the start and before Run returns. A power cut
@@ -155,6 +193,9 @@ func (e *Engine) userNamespace(c ContainerConfig) (block int, warnings []string)
 	switch {
 	case c.UserNS == UserNSHost:
 		return -1, nil
+	case c.Namespaces.shared() != "":
+		// What a namespace's owner may, only processes of its own user namespace may.
+		return -1, []string{c.Namespaces.shared() + ": the container runs without a user namespace"}
 	case c.Network == NetworkHost:
 		// sysfs of the host's network namespace can only be mounted by its owner.
 		return -1, []string{"network host: the container runs without a user namespace"}
@@ -292,6 +333,11 @@ func (e *Engine) syncIntent(id string) error {
 // nil; it is the runtime's from here on.
 func (e *Engine) prepare(ctx context.Context, r *record, stdio Stdio, root runtime.Overlay, m *runtime.Monitor) (*runtime.Container, error) {
 	spec, err := e.spec(r)
+	if err == nil {
+		var joined *namespaceFiles
+		joined, err = e.joinNamespaces(r, spec)
+		defer joined.close()
+	}
 	if err != nil && m != nil {
 		err = errors.Join(err, m.Close(context.WithoutCancel(ctx)))
 	}

@@ -73,7 +73,7 @@ func execProcess(r *record, pid int, o ExecOptions) (*specs.Process, error) {
 	if !hasKey(r.Config.Env, "HOME") && !hasKey(o.Env, "HOME") {
 		p.Env = slices.DeleteFunc(p.Env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") })
 	}
-	p.Capabilities = runtime.DefaultProcess().Capabilities
+	p.Capabilities = allOfBounding(r.Process) // not the default: some may have been dropped
 	// As the container sees its files now, not as the image was. The first
 	// process still lives or Exec fails, so pid was not somebody else.
 	view, err := viewProcess(pid)

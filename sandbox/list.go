@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"naru/sandbox/network"
 	"naru/sandbox/runtime"
@@ -98,8 +99,9 @@ func (e *Engine) view(r *record) (Container, error) {
 		return c, fmt.Errorf("look at container: %w", err)
 	}
 	if ok {
-		c.setExit(end.Exit)
 		c.Started = end.Started
+		c.setExit(end.Exit)
+		c.idle(r)
 		return c, nil
 	}
 	var s starting
@@ -113,6 +115,7 @@ func (e *Engine) view(r *record) (Container, error) {
 	}
 	if rt == nil {
 		c.setExit(unknownExit())
+		c.idle(r)
 		return c, nil
 	}
 	return c, errors.Join(e.viewProcess(&c, rt), rt.Close())
@@ -135,6 +138,14 @@ func (e *Engine) viewProcess(c *Container, rt *runtime.Container) error {
 func (c *Container) setExit(exit runtime.Exit) {
 	c.State = string(runtime.Stopped)
 	c.ExitCode, c.ExitKnown, c.OOM, c.Finished = exit.Code, exit.Known, exit.OOM, exit.At
+}
+
+// idle turns the look of a container that nobody has started yet, and that has no
+// process to tell it, from stopped to created.
+func (c *Container) idle(r *record) {
+	if r.Idle && c.Started.IsZero() {
+		c.State, c.ExitCode, c.ExitKnown, c.Finished = string(runtime.Created), 0, false, time.Time{}
+	}
 }
 
 // address is where the container can be reached; the zero address for none.

@@ -23,6 +23,9 @@ func (e *Engine) makeVolumes(r *record) error {
 			continue
 		}
 		_, err := e.volumes.Create(m.Source, nil, func(data string) error {
+			if m.NoCopy {
+				return nil
+			}
 			view, err := viewLayers(r.Lower)
 			if err != nil {
 				return err

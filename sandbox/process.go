@@ -82,12 +82,19 @@ func newProcess(c ContainerConfig, img image.RunConfig, lower []string) (*specs.
 	p := runtime.DefaultProcess()
 	p.Args, p.Cwd, p.Terminal = argv, firstOf(c.Workdir, img.WorkingDir, "/"), false
 	p.Env = environment(img.Env, []string{"HOSTNAME=" + c.Hostname}, c.Env)
+	if err := c.Security.process(p); err != nil {
+		return nil, err
+	}
+	p.Rlimits, p.OOMScoreAdj = c.Resources.Ulimits, c.Resources.OOMScoreAdj
 	view, err := viewLayers(lower)
 	if err != nil {
 		return nil, err
 	}
 	defer view.Close() // read only: nothing can be lost
-	return p, asUser(p, view, firstOf(c.User, img.User))
+	if err := asUser(p, view, firstOf(c.User, img.User)); err != nil {
+		return nil, err
+	}
+	return p, view.addGroups(&p.User, c.GroupAdd)
 }
 
 func firstOf(choices ...string) string {

@@ -36,6 +36,9 @@ type record struct {
 	Boot     string          `json:"boot"` // id of the boot it was created in
 	Warnings []string        `json:"warnings,omitempty"`
 
+	// Idle marks a container that was created without a process, for a later Start.
+	Idle bool `json:"idle,omitempty"`
+
 	// Step marks the container of one build step. Its builder holds the lock as
 	// long as it lives, so one that can be locked has lost its builder.
 	Step bool `json:"step,omitempty"`

@@ -62,6 +62,9 @@ func (e *Engine) recoverOne(ctx context.Context, id string) error {
 	case runtime.Running, runtime.Paused:
 		return nil
 	case runtime.Created:
+		if c.Pid == 0 {
+			return nil // it was left for a later Start
+		}
 		return e.delete(ctx, r) // its creator would hold the lock
 	case runtime.Stopped:
 		return e.recoverStopped(ctx, r, c)

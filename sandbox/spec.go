@@ -29,8 +29,14 @@ func (e *Engine) spec(r *record) (*specs.Spec, error) {
 	s.Process = r.Process
 	s.Hostname = r.Config.Hostname
 	s.Root = &specs.Root{Path: "rootfs", Readonly: r.Config.ReadOnly}
+	s.Domainname, s.Annotations = r.Config.Domainname, r.Config.Annotations
 	setLimits(s, limits{r.Config.Memory, r.Config.CPUs, r.Config.Pids})
 	setNetwork(s, r.Config.Network)
+	r.Config.Resources.apply(s)
+	if err := r.Config.Security.apply(s); err != nil {
+		return nil, err
+	}
+	r.Config.Namespaces.apply(s)
 	if r.Step {
 		s.Mounts = append(s.Mounts, e.etcMounts(r.ID)...)
 		return s, nil
@@ -98,6 +104,10 @@ func (e *Engine) etcMounts(id string) []specs.Mount {
 func (e *Engine) userMounts(r *record) ([]specs.Mount, error) {
 	var mounts []specs.Mount
 	for _, m := range r.Config.Mounts {
+		if m.Tmpfs {
+			mounts = append(mounts, m.tmpfs())
+			continue
+		}
 		source := m.Source
 		if m.Volume {
 			v, err := e.volumes.Get(m.Source)
@@ -106,7 +116,10 @@ func (e *Engine) userMounts(r *record) ([]specs.Mount, error) {
 			}
 			source = v.Path
 		}
-		options := []string{"rbind", "rprivate", "nosuid", "nodev"}
+		options := append([]string{"rbind", "rprivate", "nosuid", "nodev"}, m.Options...)
+		if m.Flat {
+			options[0] = "bind"
+		}
 		if m.ReadOnly {
 			options = append(options, "ro")
 		}

@@ -100,7 +100,7 @@ func (e *Engine) makeAgain(ctx context.Context, id string) (*runtime.Container, 
 	if err != nil {
 		return nil, err
 	}
-	if c.State != string(runtime.Stopped) {
+	if c.State != string(runtime.Stopped) && (c.State != string(runtime.Created) || c.Pid != 0) {
 		return nil, ErrRunning
 	}
 	if err := e.settle(ctx, r); err != nil {

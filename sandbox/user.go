@@ -59,3 +59,27 @@ func (v *rootView) readAccounts(path string) ([]byte, error) {
 	}
 	return data, err
 }
+
+// addGroups gives a process more groups, by name or number.
+func (v *rootView) addGroups(u *specs.User, groups []string) error {
+	if len(groups) == 0 {
+		return nil
+	}
+	file, err := v.readAccounts("etc/group")
+	if err != nil {
+		return err
+	}
+	ids, err := user.GetAdditionalGroups(groups, bytes.NewReader(file))
+	if err != nil {
+		return fmt.Errorf("group to add: %w", err)
+	}
+	for _, n := range ids {
+		if n < 0 || n >= idSize {
+			return fmt.Errorf("group to add: id %d is outside 0..%d", n, idSize-1)
+		}
+		if g := uint32(n); !slices.Contains(u.AdditionalGids, g) {
+			u.AdditionalGids = append(u.AdditionalGids, g)
+		}
+	}
+	return nil
+}
