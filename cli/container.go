@@ -26,6 +26,7 @@ func containerCommands(env *Env) []*cobra.Command {
 	return []*cobra.Command{
 		runCommand(env), createCommand(env), execCommand(env), psCommand(env), logsCommand(env), inspectCommand(env),
 		startCommand(env), stopCommand(env), killCommand(env), rmCommand(env), waitCommand(env),
+		copyCommand(env), diffCommand(env), exportCommand(env), commitCommand(env),
 		imageCommand(env), buildCommand(env), networkCommand(env), volumeCommand(env), systemCommand(env),
 		doctorCommand(env),
 	}

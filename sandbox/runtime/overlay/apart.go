@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// apart calls f on a thread in a private copy of the mount namespace, which ends
+// Apart calls f on a thread in a private copy of the mount namespace, which ends
 // with the call and takes everything that f attached with it.
 //
 // The thread is put back as it was and given back to the Go runtime: to let it end
@@ -17,7 +17,7 @@ import (
 // signal, which the kernel sends when the thread ends (PR_SET_PDEATHSIG(2const)).
 // What differs afterwards is that it no longer shares its working directory with
 // the other threads; this program never changes it.
-func apart(f func() error) (err error) {
+func Apart(f func() error) (err error) {
 	runtime.LockOSThread()
 	restored := true
 	defer func() {

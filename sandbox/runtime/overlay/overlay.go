@@ -135,7 +135,7 @@ func MountDirs(d Dirs, options []string, flags uintptr) (int, error) {
 // "index=off", without commas; flags are MS_*. The layers cannot be mounted
 // a second time. It returns the descriptor of a detached mount.
 func (l *Layers) Mount(options []string, flags uintptr) (fd int, err error) {
-	err = apart(func() error {
+	err = Apart(func() error {
 		if err := enterScratch(); err != nil {
 			return err
 		}
