@@ -42,6 +42,7 @@ func (e *Engine) Commit(ctx context.Context, ref string, o CommitOptions) (img i
 	if img, err = e.commit(ctx, r, o); err != nil {
 		return img, fmt.Errorf("commit container %s: %w", short(id), err)
 	}
+	e.emit(r, "commit", "imageID", img.ID.String(), "imageRef", o.Name)
 	return img, nil
 }
 

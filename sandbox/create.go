@@ -92,6 +92,7 @@ func (e *Engine) define(ctx context.Context, c ContainerConfig) (*record, error)
 	if err := errors.Join(b.monitor.Close(cleanup), e.syncIntent(r.ID)); err != nil {
 		return nil, errors.Join(err, e.delete(cleanup, r))
 	}
+	e.emit(r, "create")
 	return r, nil
 }
 
@@ -145,6 +146,7 @@ func (e *Engine) create(ctx context.Context, c ContainerConfig, stdio Stdio) (*r
 		defer cancel()
 		return nil, nil, errors.Join(fmt.Errorf("create container: %w", err), e.destroy(cleanup, r, b.lock))
 	}
+	e.emit(r, "create")
 	return r, &pending{rt, b.lock, stdio.Stdout != nil || stdio.Stderr != nil}, nil
 }
 

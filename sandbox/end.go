@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +46,7 @@ func (e *Engine) Stop(ctx context.Context, ref string, grace time.Duration) erro
 	if err := e.stop(ctx, r, grace); err != nil {
 		return fmt.Errorf("stop container %s: %w", short(id), err)
 	}
+	e.emit(r, "stop")
 	return e.sawEnd(ctx, r)
 }
 
@@ -89,6 +91,7 @@ func (e *Engine) Kill(ctx context.Context, ref string, sig unix.Signal) error {
 		return fmt.Errorf("%w: %s", ErrNotRunning, r.Name)
 	}
 	defer rt.Close() // the container needs no descriptor of ours
+	e.emit(r, "kill", "signal", strconv.Itoa(int(sig)))
 	if sig != unix.SIGKILL {
 		return rt.Signal(sig)
 	}
@@ -263,6 +266,9 @@ func (e *Engine) finish(ctx context.Context, r *record, exit runtime.Exit) error
 	if err := saveJSON(filepath.Join(e.dir(r.ID), endedFile), ending{s.Started, exit}); err != nil {
 		return err
 	}
+	if !s.Started.IsZero() {
+		e.emitEnd(r, exit)
+	}
 	return e.forget(r.ID)
 }
 
@@ -347,6 +353,9 @@ func (e *Engine) delete(ctx context.Context, r *record) error {
 			return err
 		}
 	}
+	if now, err := e.load(r.ID); err == nil {
+		r = now // it may have been renamed since the caller looked
+	}
 	gone := filepath.Join(e.containersDir(), goneMark+r.ID)
 	if err := os.Rename(e.dir(r.ID), gone); err != nil {
 		return err
@@ -358,5 +367,11 @@ func (e *Engine) delete(ctx context.Context, r *record) error {
 	if err := e.releaseClaims(ctx, r); err != nil {
 		return err
 	}
-	return volume.Discard(gone)
+	if err := volume.Discard(gone); err != nil {
+		return err
+	}
+	if r.Config.Image != "" && !r.Step {
+		e.emit(r, "destroy")
+	}
+	return nil
 }

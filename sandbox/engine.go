@@ -8,6 +8,7 @@
 //	                   log and exit.json (written by its monitor), ended.json
 //	names/<name>       symbolic link to the id: the name is taken
 //	ids/<n>            symbolic link to the id: the block of user ids is taken
+//	events, events.1   what happened to containers (package events)
 //	images/ volumes/ network state, owned by those rooms
 //
 // Run is on tmpfs and empty after a boot: c/<id>/ has the runtime's state, and
@@ -38,6 +39,7 @@ import (
 	"sync"
 
 	"naru/sandbox/build"
+	"naru/sandbox/events"
 	"naru/sandbox/image"
 	"naru/sandbox/network"
 	"naru/sandbox/runtime"
@@ -75,6 +77,7 @@ type Engine struct {
 	images    *image.Store
 	networks  *network.Manager
 	volumes   *volume.Store
+	log       *events.Log // what happened to containers
 
 	mu      sync.Mutex
 	pending map[string]*pending           // created here and not yet started, by id
@@ -108,6 +111,7 @@ func Open(o Options) (*Engine, error) {
 		pending: map[string]*pending{}, live: map[string]*runtime.Container{}, step: func(string) {},
 	}
 	e.userNS = sync.OnceValue(e.probeUserNS)
+	e.log = events.New(filepath.Join(root, "events"), events.Bound)
 	for _, d := range []string{e.containersDir(), e.namesDir(), e.idsDir(), filepath.Join(run, "c")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("open engine: %w", err)

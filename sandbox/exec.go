@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -46,10 +47,12 @@ func (e *Engine) Exec(ctx context.Context, ref string, o ExecOptions) (code int,
 	if err != nil {
 		return 0, fmt.Errorf("exec in container %s: %w", short(id), err)
 	}
+	e.emit(r, "exec_start", "execCommand", strings.Join(o.Args, " "))
 	exit, err := rt.Exec(ctx, runtime.ExecConfig{Process: process, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr})
 	if refused := new(runtime.StartError); errors.As(err, &refused) {
 		return refused.Code(), err
 	}
+	e.emit(r, "exec_die", "exitCode", strconv.Itoa(exit.Code))
 	return exit.Code, err
 }
 

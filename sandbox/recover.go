@@ -174,7 +174,7 @@ func (e *Engine) sweepClaims(ctx context.Context) error {
 		}
 		for _, d := range entries {
 			owner, err := os.Readlink(filepath.Join(dir, d.Name()))
-			if err == nil && !e.exists(owner) {
+			if err == nil && (!e.exists(owner) || dir == e.namesDir() && e.renamed(owner, d.Name())) {
 				err = os.Remove(filepath.Join(dir, d.Name()))
 			}
 			if err != nil {

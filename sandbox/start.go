@@ -52,6 +52,7 @@ func (e *Engine) startPending(ctx context.Context, id string, p *pending) error 
 		return e.endUnstarted(cleanup, id, p.rt, err)
 	}
 	e.step("started")
+	e.emitID(id, "start")
 	return nil
 }
 
