@@ -26,7 +26,8 @@ func containerCommands(env *Env) []*cobra.Command {
 	return []*cobra.Command{
 		runCommand(env), createCommand(env), execCommand(env), psCommand(env), logsCommand(env), inspectCommand(env),
 		startCommand(env), stopCommand(env), killCommand(env), rmCommand(env), waitCommand(env),
-		copyCommand(env), diffCommand(env), exportCommand(env), commitCommand(env),
+		copyCommand(env), diffCommand(env), exportCommand(env), commitCommand(env), renameCommand(env), updateCommand(env),
+		topCommand(env), statsCommand(env), eventsCommand(env), containerCommand(env),
 		imageCommand(env), buildCommand(env), networkCommand(env), volumeCommand(env), systemCommand(env),
 		doctorCommand(env),
 	}

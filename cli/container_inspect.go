@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"text/tabwriter"
 	"text/template"
 	"time"
 
@@ -55,8 +56,24 @@ func inspectAll(env *Env, refs []string, format string, get func(ref string) (an
 	return errors.Join(append(errs, printJSON(env, found))...)
 }
 
-// printFormat writes each row by a Go template with Docker's json function.
+// printFormat writes each row by a Go template with Docker's functions json, join,
+// lower, upper, split and truncate. As there, \t and \n mean what
+// they mean in Go.
 func printFormat(w io.Writer, format string, rows []any) error {
+	t, err := parseFormat(format)
+	if err != nil {
+		return err
+	}
+	for _, row := range rows {
+		if err := t.Execute(w, row); err != nil {
+			return usage("--format: %w", err)
+		}
+		fmt.Fprintln(w)
+	}
+	return nil
+}
+
+func parseFormat(format string) (*template.Template, error) {
 	if format == "json" {
 		format = "{{json .}}"
 	}
@@ -64,17 +81,35 @@ func printFormat(w io.Writer, format string, rows []any) error {
 		data, err := json.Marshal(v)
 		return string(data), err
 	}
-	t, err := template.New("format").Funcs(template.FuncMap{"json": asJSON, "join": strings.Join}).Parse(format)
+	truncate := func(s string, n int) string { return s[:max(0, min(n, len(s)))] }
+	functions := template.FuncMap{
+		"json": asJSON, "join": strings.Join, "lower": strings.ToLower, "upper": strings.ToUpper, "split": strings.Split, "truncate": truncate,
+	}
+	t, err := template.New("format").Funcs(functions).Parse(strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(format))
 	if err != nil {
-		return usage("--format: %w", err)
+		return nil, usage("--format: %w", err)
 	}
-	for _, row := range rows {
-		if err := t.Execute(w, row); err != nil {
-			return err
-		}
-		fmt.Fprintln(w)
+	return t, nil
+}
+
+// headings are those of columns, by field.
+type headings map[string]string
+
+// Label is the heading of a column with one label.
+func (h headings) Label(key string) string { return key }
+
+// printRows is printFormat for a list, where a format may begin with the word
+// table: it has a line of headings then, which heads names by field.
+func printRows(w io.Writer, format string, heads headings, rows []any) error {
+	columns, isTable := strings.CutPrefix(format, "table ")
+	if !isTable {
+		return printFormat(w, format, rows)
 	}
-	return nil
+	table := tabwriter.NewWriter(w, 10, 1, 3, ' ', 0)
+	if err := printFormat(table, columns, append([]any{heads}, rows...)); err != nil {
+		return err
+	}
+	return table.Flush()
 }
 
 // The shapes below have Docker's names, so that scripts written for docker

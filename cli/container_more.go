@@ -176,39 +176,3 @@ func volumeList(env *Env) *cobra.Command {
 		}),
 	})
 }
-
-func systemCommand(env *Env) *cobra.Command {
-	o, asJSON := sandbox.PruneOptions{}, false
-	prune := &cobra.Command{
-		Use:   "prune",
-		Short: "Clean up after crashes, and remove stopped containers and unused images",
-		Args:  cobra.NoArgs,
-		RunE: withEngine(env, func(ctx context.Context, e *sandbox.Engine, _ []string) error {
-			report, err := e.Prune(ctx, o)
-			if asJSON {
-				return errorsFirst(err, printJSON(env, report))
-			}
-			for _, id := range report.Containers {
-				fmt.Fprintln(env.Stdout, "removed container", shortID(id))
-			}
-			for _, name := range report.Volumes {
-				fmt.Fprintln(env.Stdout, "removed volume", name)
-			}
-			fmt.Fprintln(env.Stdout, "Total reclaimed space of images:", humanSize(report.Freed))
-			return err
-		}),
-	}
-	prune.Flags().BoolVarP(&o.AllImages, "all", "a", false, "all images without a container, not only those without a name")
-	prune.Flags().BoolVar(&o.Volumes, "volumes", false, "volumes without a container too")
-	prune.Flags().BoolVar(&asJSON, "json", false, "as JSON")
-	prune.Flags().BoolP("force", "f", true, "accepted for Docker's sake: there is no question to skip")
-	return group("system", "Manage the data directory", prune, systemReset(env))
-}
-
-// errorsFirst returns the first error of two.
-func errorsFirst(first, second error) error {
-	if first != nil {
-		return first
-	}
-	return second
-}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -15,9 +16,10 @@ import (
 
 // psFlags are the flags of ps.
 type psFlags struct {
-	all, quiet, json, noTrunc bool
-	filters                   []string
-	format                    string
+	all, quiet, json, noTrunc, latest, size bool
+	last                                    int
+	filters                                 []string
+	format                                  string
 }
 
 func psCommand(env *Env) *cobra.Command {
@@ -34,51 +36,114 @@ func psCommand(env *Env) *cobra.Command {
 	c.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "ids only")
 	c.Flags().BoolVar(&f.json, "json", false, "as JSON")
 	c.Flags().BoolVar(&f.noTrunc, "no-trunc", false, "whole ids and commands")
-	c.Flags().StringArrayVarP(&f.filters, "filter", "f", nil, "label=KEY[=VALUE], name=PART or status=STATE")
-	c.Flags().StringVar(&f.format, "format", "", "Go template for each line, or json")
+	c.Flags().BoolVarP(&f.latest, "latest", "l", false, "the one that was created last, running or not")
+	c.Flags().IntVarP(&f.last, "last", "n", -1, "that many that were created last, running or not")
+	c.Flags().BoolVarP(&f.size, "size", "s", false, "what each has written")
+	c.Flags().StringArrayVarP(&f.filters, "filter", "f", nil, "KEY=VALUE with "+strings.Join(filterKeys(), ", "))
+	c.Flags().StringVar(&f.format, "format", "", "Go template for each line, table TEMPLATE, or json")
 	return c
 }
 
 func ps(ctx context.Context, env *Env, e *sandbox.Engine, f psFlags) error {
-	keep, labels, err := parseFilters(f.filters)
+	list, err := psList(ctx, e, f)
 	if err != nil {
 		return err
 	}
-	// A filter on the state looks at all containers, as Docker's does.
-	hasStatus := slices.ContainsFunc(f.filters, func(s string) bool { return strings.HasPrefix(s, "status=") })
-	list, err := e.List(ctx, f.all || hasStatus, labels)
-	if err != nil {
-		return err
-	}
-	list = slices.DeleteFunc(list, func(c sandbox.Container) bool { return !keep(c) })
-	switch {
-	case f.json:
+	if f.json {
 		return printJSON(env, list)
-	case f.quiet:
+	}
+	if f.quiet {
 		for _, c := range list {
 			fmt.Fprintln(env.Stdout, cut(c.ID, f.noTrunc))
 		}
 		return nil
-	case f.format != "":
-		rows := make([]any, len(list))
-		for i, c := range list {
-			rows[i] = newPsRow(c, f.noTrunc)
+	}
+	rows := []psRow{}
+	for _, c := range list {
+		row := newPsRow(c, f.noTrunc)
+		if f.size || strings.Contains(f.format, ".Size") {
+			if row.Size, err = sizeOf(e, c); err != nil {
+				return err
+			}
 		}
-		return printFormat(env.Stdout, f.format, rows)
+		rows = append(rows, row)
+	}
+	return printPs(env, f, rows)
+}
+
+// psList is what ps shows, in its order.
+func psList(ctx context.Context, e *sandbox.Engine, f psFlags) ([]sandbox.Container, error) {
+	keep, err := parseFilters(f.filters)
+	if err != nil {
+		return nil, err
+	}
+	if f.latest {
+		f.last = 1
+	}
+	// A filter on the state or the end looks at all containers, as Docker's does.
+	every := f.all || f.last >= 0 || slices.ContainsFunc(f.filters, func(s string) bool {
+		return strings.HasPrefix(s, "status=") || strings.HasPrefix(s, "exited=")
+	})
+	list, err := e.List(ctx, every, nil)
+	if err != nil {
+		return nil, err
+	}
+	list = slices.DeleteFunc(list, func(c sandbox.Container) bool { return !keep(c) })
+	if f.last >= 0 {
+		list = list[:min(f.last, len(list))]
+	}
+	return list, nil
+}
+
+func printPs(env *Env, f psFlags, rows []psRow) error {
+	heads := headings{
+		"ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND", "CreatedAt": "CREATED AT", "RunningFor": "CREATED", "State": "STATE",
+		"Status": "STATUS", "Ports": "PORTS", "Names": "NAMES", "Labels": "LABELS", "Size": "SIZE", "Networks": "NETWORKS", "Mounts": "MOUNTS",
+	}
+	if f.format != "" {
+		list := make([]any, len(rows))
+		for i := range rows {
+			list[i] = rows[i]
+		}
+		return printRows(env.Stdout, f.format, heads, list)
 	}
 	head := []string{"CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"}
-	rows := [][]string{}
-	for _, c := range list {
-		r := newPsRow(c, f.noTrunc)
-		rows = append(rows, []string{r.ID, r.Image, r.Command, r.RunningFor, r.Status, r.Ports, r.Names})
+	if f.size {
+		head = append(head, "SIZE")
 	}
-	return printTable(env.Stdout, head, rows)
+	table := [][]string{}
+	for _, r := range rows {
+		line := []string{r.ID, r.Image, r.Command, r.RunningFor, r.Status, r.Ports, r.Names}
+		if f.size {
+			line = append(line, r.Size)
+		}
+		table = append(table, line)
+	}
+	return printTable(env.Stdout, head, table)
+}
+
+// sizeOf is what a container has written and, with the image, what it shows.
+func sizeOf(e *sandbox.Engine, c sandbox.Container) (string, error) {
+	written, err := e.Written(c.ID)
+	if err != nil {
+		return "", err
+	}
+	whole := written
+	if img, err := e.Images().Get(c.ImageID); err == nil {
+		whole += img.Size
+	}
+	return humanSize(written) + " (virtual " + humanSize(whole) + ")", nil
 }
 
 // psRow has the names that Docker's --format knows.
 type psRow struct {
-	ID, Image, Command, CreatedAt, RunningFor, State, Status, Ports, Names, Labels string
+	ID, Image, Command, CreatedAt, RunningFor, State, Status, Ports, Names, Labels, Size, Networks, Mounts string
+
+	labels map[string]string
 }
+
+// Label is the value of one label, for templates.
+func (r psRow) Label(key string) string { return r.labels[key] }
 
 func newPsRow(c sandbox.Container, noTrunc bool) psRow {
 	command := strings.Join(c.Command, " ")
@@ -98,7 +163,12 @@ func newPsRow(c sandbox.Container, noTrunc bool) psRow {
 	if strings.HasPrefix(image, "sha256:") {
 		image = cut(image, noTrunc)
 	}
+	mounts := []string{}
+	for _, m := range c.Config.Mounts {
+		mounts = append(mounts, cmp.Or(m.Source, m.Target))
+	}
 	return psRow{
+		Networks: c.Config.Network, Mounts: strings.Join(mounts, ","), labels: c.Labels,
 		ID: cut(c.ID, noTrunc), Image: image, Command: strconv.Quote(command), CreatedAt: c.Created.Local().Format(time.DateTime),
 		RunningFor: ago(time.Since(c.Created)) + " ago", State: state, Status: status(c), Names: c.Name, Labels: strings.Join(labels, ","),
 	}
@@ -113,6 +183,8 @@ func status(c sandbox.Container) string {
 		return "Up " + ago(time.Since(c.Started)) + " (Paused)"
 	case "created":
 		return "Created"
+	case "dead":
+		return "Dead"
 	}
 	code := strconv.Itoa(c.ExitCode)
 	if !c.ExitKnown {
@@ -126,33 +198,4 @@ func cut(id string, whole bool) string {
 		return id
 	}
 	return shortID(id)
-}
-
-// parseFilters splits --filter into labels, which the engine looks at, and the
-// rest. Different keys must all hold; one key twice means either, as in Docker.
-func parseFilters(filters []string) (keep func(sandbox.Container) bool, labels map[string]string, err error) {
-	labels = map[string]string{}
-	names, states := []string{}, []string{}
-	for _, f := range filters {
-		key, value, ok := strings.Cut(f, "=")
-		switch {
-		case ok && key == "label":
-			name, want, _ := strings.Cut(value, "=")
-			labels[name] = want
-		case ok && key == "name":
-			names = append(names, value)
-		case ok && key == "status":
-			if value == "exited" {
-				value = "stopped"
-			}
-			states = append(states, value)
-		default:
-			return nil, nil, usage("filter %q: want label=KEY[=VALUE], name=PART or status=STATE", f)
-		}
-	}
-	keep = func(c sandbox.Container) bool {
-		named := slices.ContainsFunc(names, func(part string) bool { return strings.Contains(c.Name, part) })
-		return (len(names) == 0 || named) && (len(states) == 0 || slices.Contains(states, c.State))
-	}
-	return keep, labels, nil
 }

@@ -97,26 +97,30 @@ func (w *endWatcher) watch(ctx context.Context, id string) {
 	}
 	w.watched[id] = true
 	w.done.Go(func() {
-		_ = w.e.watchEnd(ctx, id) // it has gone, or somebody else has seen it
+		for ended := true; ended; { // again, should it have been started again at once
+			ended, _ = w.e.watchEnd(ctx, id) // an error: it has gone, or somebody else has seen it
+		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		delete(w.watched, id)
 	})
 }
 
-// watchEnd returns when a container has ended and that is on record.
-func (e *Engine) watchEnd(ctx context.Context, id string) error {
+// watchEnd returns when a container has ended and that is on record; ended is
+// false when it did not run.
+func (e *Engine) watchEnd(ctx context.Context, id string) (ended bool, err error) {
 	r, err := e.load(id)
 	if err != nil {
-		return err
+		return false, err
 	}
 	rt, err := e.open(id)
 	if rt == nil || err != nil {
-		return err
+		return false, err
 	}
+	ran := rt.State() != runtime.Stopped
 	_, err = rt.Wait(ctx)
 	if err = errors.Join(err, rt.Close()); err != nil {
-		return err
+		return false, err
 	}
-	return e.sawEnd(ctx, r)
+	return ran, e.sawEnd(ctx, r)
 }

@@ -9,34 +9,69 @@ import (
 	"time"
 
 	"naru/sandbox/image"
+	"naru/sandbox/network"
 	"naru/sandbox/runtime"
 )
 
-// PruneOptions says what Prune removes beside stopped containers.
+// PruneOptions says what Prune removes beside stopped containers and images without
+// a name.
 type PruneOptions struct {
-	AllImages bool // images without a container too, not only those without a name
-	Volumes   bool // volumes that no container mounts
+	AllImages  bool // images without a container too
+	Volumes    bool // volumes that no container mounts
+	Networks   bool // networks that no container is to be in
+	BuildCache bool // what the steps of builds have made
+	// Keep says which of the stopped containers stay; nil: none.
+	Keep func(Container) bool
 }
 
 // PruneReport is what Prune has removed.
 type PruneReport struct {
 	Containers []string `json:"containers"` // ids
 	Volumes    []string `json:"volumes"`    // names
+	Networks   []string `json:"networks"`   // names
 	Freed      int64    `json:"freed"`      // bytes of images
 }
 
 // Prune recovers, and then removes what is not in use.
 func (e *Engine) Prune(ctx context.Context, o PruneOptions) (PruneReport, error) {
-	report := PruneReport{Containers: []string{}, Volumes: []string{}}
-	if err := e.Recover(ctx); err != nil {
-		return report, err
-	}
-	list, err := e.List(ctx, true, nil)
+	report := PruneReport{Containers: []string{}, Volumes: []string{}, Networks: []string{}}
+	err := e.Recover(ctx)
 	if err != nil {
 		return report, err
 	}
+	if report.Containers, err = e.PruneContainers(ctx, o.Keep); err != nil {
+		return report, err
+	}
+	if o.Volumes {
+		if report.Volumes, err = e.PruneVolumes(ctx); err != nil {
+			return report, err
+		}
+	}
+	if o.Networks {
+		if report.Networks, err = e.PruneNetworks(ctx); err != nil {
+			return report, err
+		}
+	}
+	if o.BuildCache {
+		if err = e.PruneBuildCache(); err != nil {
+			return report, err
+		}
+	}
+	report.Freed, err = e.PruneImages(ctx, o.AllImages)
+	return report, err
+}
+
+// PruneContainers removes the containers without processes, those that were never
+// started too, but for the ones that keep wants. It returns their ids.
+func (e *Engine) PruneContainers(ctx context.Context, keep func(Container) bool) ([]string, error) {
+	removed := []string{}
+	list, err := e.List(ctx, true, nil)
+	if err != nil {
+		return removed, err
+	}
 	for _, c := range list {
-		if c.State != string(runtime.Stopped) {
+		idle := c.State == string(runtime.Stopped) || c.State == string(runtime.Created) && c.Pid == 0
+		if !idle || keep != nil && keep(c) {
 			continue
 		}
 		err := e.Remove(ctx, c.ID, false)
@@ -44,17 +79,36 @@ func (e *Engine) Prune(ctx context.Context, o PruneOptions) (PruneReport, error)
 			continue // changed since it was listed
 		}
 		if err != nil {
-			return report, err
+			return removed, err
 		}
-		report.Containers = append(report.Containers, c.ID)
+		removed = append(removed, c.ID)
 	}
-	if o.Volumes {
-		if report.Volumes, err = e.PruneVolumes(ctx); err != nil {
-			return report, err
+	return removed, nil
+}
+
+// PruneNetworks removes the networks that no container is in, or would be in when
+// it is started again. The engine's own ones stay.
+func (e *Engine) PruneNetworks(ctx context.Context) ([]string, error) {
+	removed := []string{}
+	records, err := e.records()
+	if err != nil {
+		return removed, err
+	}
+	list, err := e.networks.List()
+	if err != nil {
+		return removed, err
+	}
+	for _, n := range list {
+		used := slices.ContainsFunc(records, func(r *record) bool { return r.Config.Network == n.Name })
+		if used || len(n.Members) > 0 || n.Name == network.Default || n.Name == networkBuild {
+			continue
 		}
+		if err := e.networks.Remove(ctx, n.Name); err != nil && !errors.Is(err, network.ErrNotFound) {
+			return removed, err
+		}
+		removed = append(removed, n.Name)
 	}
-	report.Freed, err = e.PruneImages(ctx, o.AllImages)
-	return report, err
+	return removed, nil
 }
 
 // PruneImages removes images that no container uses: those without a name, or
