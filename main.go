@@ -13,5 +13,5 @@ func main() {
 	// A binary that was built without the embedded init starts containers by a
 	// sealed copy of itself; such a copy never gets past this line.
 	launch.Main()
-	os.Exit(cli.Main(os.Args[1:]))
+	os.Exit(cli.Main(cli.Arguments(os.Args)))
 }

@@ -29,7 +29,7 @@ func containerCommands(env *Env) []*cobra.Command {
 		copyCommand(env), diffCommand(env), exportCommand(env), commitCommand(env), renameCommand(env), updateCommand(env),
 		topCommand(env), statsCommand(env), eventsCommand(env), containerCommand(env),
 		imageCommand(env), buildCommand(env), networkCommand(env), volumeCommand(env), systemCommand(env),
-		doctorCommand(env),
+		doctorCommand(env), ociCommand(env),
 	}
 }
 

@@ -19,7 +19,7 @@ func execute(l *Launch, fds []int) {
 		syscall.Exit(1)
 	}
 	closeOthers(fds)
-	x := executor{child: c, pid: c.pid, code: l.Code}
+	x := executor{child: c, pid: c.pid, code: l.Code, solo: l.Solo}
 	x.run()
 }
 
@@ -28,6 +28,7 @@ type executor struct {
 	pid   int  // whose end counts; the grandchild's once it is known
 	known bool // pid is the grandchild's
 	waits bool // the grandchild is at its gate
+	solo  bool // leaves once the grandchild runs
 	code  step.Code
 	msg   [16]byte
 }
@@ -43,6 +44,9 @@ func (x *executor) run() {
 		if p[0].revents != 0 && !x.report() {
 			break
 		}
+	}
+	if x.solo {
+		syscall.Exit(0)
 	}
 	for {
 		var ws syscall.WaitStatus

@@ -24,6 +24,7 @@ type monitor struct {
 	state     byte
 	committed bool
 	detached  bool
+	solo      bool // leaves at OpCommit
 	creator   int
 	listen    int
 	lock      int
@@ -41,7 +42,7 @@ type monitor struct {
 
 func newMonitor(l *Launch, fds []int) *monitor {
 	m := &monitor{
-		creator: Control, waiter: None, detached: l.Detached, state: StateCreated,
+		creator: Control, waiter: None, detached: l.Detached, solo: l.Solo, state: StateCreated,
 		listen: fdOf(fds, l.Listen), lock: fdOf(fds, l.Lock), dir: fdOf(fds, l.Dir), home: fdOf(fds, l.State),
 		kill: fdOf(fds, l.Kill), oom: fdOf(fds, l.OOM),
 		clients: make([]int, 0, maxClients), polled: make([]pollFD, 0, maxClients+8),
@@ -145,8 +146,8 @@ func (m *monitor) report() {
 	n, err := syscall.Read(m.init.status, m.msg[:8])
 	switch {
 	case err == syscall.EINTR:
-	case err == nil && n == 8 && m.msg[0] == 'R':
-		send(m.creator, []byte{ReplyReady})
+	case err == nil && n == 8 && (m.msg[0] == ReplyReady || m.msg[0] == ReplyHalt):
+		send(m.creator, m.msg[:1])
 	case err == nil && n == 8 && m.msg[0] == 'F':
 		d := step.Decoder{Buf: m.msg[4:8]}
 		m.refused(int(m.msg[2])|int(m.msg[3])<<8, d.U32())

@@ -22,7 +22,8 @@ const (
 	OpUserNS = 'U' // + two id maps, see EncodeMaps → ReplyFD with the namespace
 	OpLaunch = 'L' // with descriptors: a memfd with a Launch, then those it refers to → ReplyCloned, ReplyReady or ReplyFailed
 	OpAdopt  = 'A' // like OpLaunch, for a container whose monitor died → ReplyOK
-	OpCommit = 'C' // the creator's records are durable; no reply
+	OpCommit = 'C' // the creator's records are durable; no reply, but ReplyOK from a solo one, which ends
+	OpGo     = 'g' // the init stopped for its creator (ReplyHalt) and may go on; no reply
 	OpStart  = 'S' // → ReplyOK or ReplyFailed, once execve has happened
 	OpStatus = '?' // → ReplyStatus + state byte + pid
 	OpSignal = 'K' // + u32 → ReplyOK or ReplyErrno
@@ -34,6 +35,7 @@ const (
 	ReplyOK     = 'o'
 	ReplyErrno  = '!' // + u32
 	ReplyCloned = 'c' // + u32 pid, with the pidfd: the namespaces exist, the init is at work
+	ReplyHalt   = 'H' // the init has its mounts, has not pivoted, and waits for OpGo
 	ReplyReady  = 'R' // the init is at its gate; from an exec helper + u32 pid, with the pidfd
 	ReplyFailed = 'F' // + u32 errno + name of the step
 	ReplyStatus = 's'
@@ -65,26 +67,29 @@ const None = -1
 // Launch is what a monitor or exec helper needs to know. Descriptors are indexes
 // into those that came with the message, or None.
 type Launch struct {
-	Name     string // for ps(1)
-	Flags    uint64 // clone(2) flags: namespaces
-	Cgroup   int    // cgroup2 directory to be born in
-	Attach   []int  // cgroup.procs files of v1 hierarchies
-	UIDMap   string // for /proc/pid/uid_map; empty: no user namespace
-	GIDMap   string //
-	Detached bool   // may wait for Start without creator
-	Started  bool   // adopted: it runs already
-	LogMax   uint64 // bytes
-	Dir      int    // directory of log and exit.json
-	State    int    // state directory
-	Listen   int    // monitor.sock, listening
-	Lock     int    // held open as long as the monitor lives, see flock(2)
-	Out      [2]int // read ends of stdout and stderr
-	Copy     [2]int // live copies
-	Kill     int    // cgroup.kill
-	OOM      int    // memory.oom_control or memory.events
-	Pidfd    int    // OpAdopt: the init
-	Stdio    [3]int // exec: handed to the process
+	Name     string       // for ps(1)
+	Flags    uint64       // clone(2) flags: namespaces
+	Cgroup   int          // cgroup2 directory to be born in
+	Attach   []int        // cgroup.procs files of v1 hierarchies
+	UIDMap   string       // for /proc/pid/uid_map; empty: no user namespace
+	GIDMap   string       //
+	Detached bool         // may wait for Start without creator
+	Started  bool         // adopted: it runs already
+	Solo     bool         // ends at OpCommit, and leaves its child to the creator's parent (a subreaper, prctl(2))
+	LogMax   uint64       // bytes
+	Dir      int          // directory of log and exit.json
+	State    int          // state directory
+	Listen   int          // monitor.sock, listening
+	Lock     int          // held open as long as the monitor lives, see flock(2)
+	Out      [2]int       // read ends of stdout and stderr
+	Copy     [2]int       // live copies
+	Kill     int          // cgroup.kill
+	OOM      int          // memory.oom_control or memory.events
+	Pidfd    int          // OpAdopt: the init
+	Stdio    [3]int       // exec: handed to the process
+	Before   step.Program // run in the helper itself before it clones: namespaces to join, which its child inherits
 	Program  step.Program
+	before   step.Code
 	Code     step.Code // the program as it arrived
 	record   []byte    // the mapping in which Code lies
 }
@@ -96,11 +101,14 @@ func (l *Launch) Encode() []byte {
 	e.U64(l.Flags)
 	e.String(l.UIDMap)
 	e.String(l.GIDMap)
-	e.U32(flag(l.Detached) | flag(l.Started)<<1)
+	e.U32(flag(l.Detached) | flag(l.Started)<<1 | flag(l.Solo)<<2)
 	e.U64(l.LogMax)
 	for _, p := range l.indexes() {
 		e.U32(uint32(*p))
 	}
+	before := &step.Encoder{}
+	l.Before.Encode(before)
+	e.Bytes(before.Buf)
 	l.Program.Encode(e)
 	return e.Buf
 }
@@ -109,10 +117,11 @@ func decodeLaunch(b []byte) (*Launch, bool) {
 	d := &step.Decoder{Buf: b}
 	l := &Launch{Name: d.String(), Flags: d.U64(), UIDMap: d.String(), GIDMap: d.String()}
 	bits := d.U32()
-	l.Detached, l.Started, l.LogMax = bits&1 != 0, bits&2 != 0, d.U64()
+	l.Detached, l.Started, l.Solo, l.LogMax = bits&1 != 0, bits&2 != 0, bits&4 != 0, d.U64()
 	for _, p := range l.indexes() {
 		*p = int(int32(d.U32()))
 	}
+	l.before = d.Bytes()
 	l.Code = d.Buf
 	return l, !d.Bad
 }

@@ -31,6 +31,11 @@ func (m *monitor) request(fd int) {
 	switch m.msg[0] {
 	case OpCommit:
 		m.committed = m.committed || fd == m.creator
+		if m.solo {
+			m.leave(fd)
+		}
+	case OpGo:
+		writeAll(m.init.gate, "G")
 	case OpStart:
 		m.start(fd)
 	case OpStatus:
@@ -49,6 +54,17 @@ func (m *monitor) request(fd int) {
 	default:
 		reply32(fd, ReplyErrno, uint32(syscall.ENOSYS), "") // a newer agent: it must do without
 	}
+}
+
+// leave opens the first gate of an init that waits for Start at a fifo of its own,
+// and ends: the init is now the child of whoever adopts orphans of the creator.
+func (m *monitor) leave(fd int) {
+	if err := writeAll(m.init.gate, "C"); err != nil {
+		reply32(fd, ReplyErrno, errnoOf(err), "")
+		return
+	}
+	send(fd, []byte{ReplyOK})
+	syscall.Exit(0)
 }
 
 func (m *monitor) giveFDs(fd int) {

@@ -22,6 +22,9 @@ func spawn(l *Launch, fds []int) (child, string, error) {
 	if err := syscall.Pipe2(status[:], syscall.O_CLOEXEC); err != nil {
 		return child{}, "pipe", err
 	}
+	if what, err := prepare(l.before, fds); err != nil {
+		return child{}, what, err
+	}
 	r, ok := step.Compile(l.Code, fds)
 	if !ok {
 		return child{}, "compile program", syscall.EBADMSG
@@ -41,6 +44,21 @@ func spawn(l *Launch, fds []int) (child, string, error) {
 		return child{}, what, err
 	}
 	return c, "", nil
+}
+
+// prepare runs what the child is to inherit in this thread, which is the one that clones.
+func prepare(code step.Code, fds []int) (string, error) {
+	if len(code) == 0 {
+		return "", nil
+	}
+	r, ok := step.Compile(code, fds)
+	if !ok {
+		return "compile program", syscall.EBADMSG
+	}
+	if i, errno := r.Run(); errno != 0 {
+		return code.Name(i), errno
+	}
+	return "", nil
 }
 
 // admit does to the waiting child what only its parent can.

@@ -60,6 +60,9 @@ func mountDev(m specs.Mount, spec *specs.Spec, ids idMap) (*os.File, error) {
 
 func populateDev(dev *os.File, spec *specs.Spec, ids idMap) error {
 	for _, d := range append(defaultDevices(), spec.Linux.Devices...) {
+		if !strings.HasPrefix(d.Path, "/dev/") {
+			continue // elsewhere in the root: the init makes it
+		}
 		if err := makeNode(dev, d, ids); err != nil {
 			return fmt.Errorf("make %s: %w", d.Path, err)
 		}
@@ -77,35 +80,54 @@ func populateDev(dev *os.File, spec *specs.Spec, ids idMap) error {
 
 func makeNode(dev *os.File, d specs.LinuxDevice, ids idMap) error {
 	name, ok := strings.CutPrefix(filepath.Clean(d.Path), "/dev/")
-	if !ok || strings.Contains(name, "/") {
-		return errors.New("devices are made directly in /dev only")
+	if !ok {
+		return errors.New("not a path below /dev")
 	}
-	kind := map[string]uint32{"c": unix.S_IFCHR, "u": unix.S_IFCHR, "b": unix.S_IFBLK, "p": unix.S_IFIFO}[d.Type]
-	if kind == 0 {
+	n := nodeOf(d)
+	if n.kind == 0 {
 		return fmt.Errorf("unknown device type %q", d.Type)
 	}
-	mode, uid, gid := uint32(0o666), uint32(0), uint32(0)
-	if d.FileMode != nil {
-		mode = uint32(d.FileMode.Perm())
-	}
-	if d.UID != nil {
-		uid = *d.UID
-	}
-	if d.GID != nil {
-		gid = *d.GID
-	}
 	at := int(dev.Fd())
-	err := unix.Mknodat(at, name, kind|mode, int(unix.Mkdev(uint32(d.Major), uint32(d.Minor))))
+	for i, c := range name { // the file system is ours and still out of sight: no name in it leads elsewhere
+		if c != '/' {
+			continue
+		}
+		if err := unix.Mkdirat(at, name[:i], 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+	}
+	err := unix.Mknodat(at, name, n.kind|n.mode, n.dev)
 	if errors.Is(err, unix.EEXIST) {
-		return nil // listed in the spec too
+		err = nil // a default one that is listed in the spec too, which then says who owns it
 	}
 	if err == nil {
-		err = unix.Fchownat(at, name, ids.uid(uid), ids.gid(gid), unix.AT_SYMLINK_NOFOLLOW)
+		err = unix.Fchownat(at, name, ids.uid(n.uid), ids.gid(n.gid), unix.AT_SYMLINK_NOFOLLOW)
 	}
 	if err == nil {
-		err = unix.Fchmodat(at, name, mode, 0) // past the umask
+		err = unix.Fchmodat(at, name, n.mode, 0) // past the umask
 	}
 	return err
+}
+
+// node is a device in the kernel's terms; a kind of 0 is an unknown type.
+type node struct {
+	kind, mode, uid, gid uint32
+	dev                  int
+}
+
+func nodeOf(d specs.LinuxDevice) node {
+	n := node{mode: 0o666, dev: int(unix.Mkdev(uint32(d.Major), uint32(d.Minor)))}
+	n.kind = map[string]uint32{"c": unix.S_IFCHR, "u": unix.S_IFCHR, "b": unix.S_IFBLK, "p": unix.S_IFIFO}[d.Type]
+	if d.FileMode != nil {
+		n.mode = uint32(*d.FileMode) & 0o777
+	}
+	if d.UID != nil {
+		n.uid = *d.UID
+	}
+	if d.GID != nil {
+		n.gid = *d.GID
+	}
+	return n
 }
 
 // privateNull opens a null device on a file system of its own. Whoever gets the

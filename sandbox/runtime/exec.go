@@ -107,7 +107,7 @@ func (c *Container) launchExec(h *client, e ExecConfig) error {
 	if err != nil {
 		return err
 	}
-	l.Program = c.execProgram(p, entry{pidfd, stdio, tasks, filter}, e.Process)
+	l.Program = c.execProgram(p, entry{pidfd: pidfd, stdio: stdio, tasks: tasks, filter: filter}, e.Process)
 	return h.launch(monitor.OpLaunch, l, p.files)
 }
 
@@ -117,6 +117,10 @@ type entry struct {
 	stdio  [3]int16 // registers
 	tasks  []*os.File
 	filter []byte
+
+	namespaces     uint64 // to enter, CLONE_NEW*
+	mapped         bool   // a user namespace is among them
+	initial, final string // processors before and after entering the cgroup
 }
 
 // duplicate gives a descriptor of our own; nil becomes a null device.
@@ -138,15 +142,28 @@ func boundingOf(p *specs.Process) []string {
 	return p.Capabilities.Bounding
 }
 
-// execProgram enters the container and forks once more: a pid namespace takes
-// only children. With CLONE_PARENT the grandchild becomes the helper's child.
+// execProgram is one more process of a container with a monitor.
+func (c *Container) execProgram(p *program, e entry, proc *specs.Process) step.Program {
+	e.namespaces, e.mapped = c.rec.Namespaces, c.rec.Mapped
+	p.enter(e)
+	p.readyAndWait()
+	p.process(proc, entrance{stdio: e.stdio, filter: e.filter})
+	return p.steps
+}
+
+// enter enters the container and forks once more: a pid namespace takes only
+// children. With CLONE_PARENT the grandchild becomes the helper's child.
 // Between setns and execve the process cannot be traced by the container: it is
 // not dumpable, and its memory holds nothing but this program.
-func (c *Container) execProgram(p *program, e entry, proc *specs.Process) step.Program {
+func (p *program) enter(e entry) {
 	const report = 4 // offset in Scratch of {0, 0, 0, 0, pid}
 	p.waitForParent()
+	p.runOn("initial", e.initial)
 	p.enterCgroups(e.tasks)
-	p.add(step.Call("enter namespaces", unix.SYS_SETNS, step.R(e.pidfd), step.I(c.rec.Namespaces)))
+	p.runOn("final", e.final)
+	if e.namespaces != 0 {
+		p.add(step.Call("enter namespaces", unix.SYS_SETNS, step.R(e.pidfd), step.I(e.namespaces)))
+	}
 	parent := step.Program{
 		step.Call("report pid", unix.SYS_WRITE, step.R(step.RegStatus), step.Arg{Kind: step.Scratch, Val: report}, step.I(8)),
 		step.Call("exit", unix.SYS_EXIT_GROUP, step.I(0)),
@@ -154,10 +171,14 @@ func (c *Container) execProgram(p *program, e entry, proc *specs.Process) step.P
 	p.add(step.Call("fork into pid namespace", unix.SYS_CLONE, step.I(unix.CLONE_PARENT|unix.CLONE_PARENT_SETTID|int(unix.SIGCHLD)),
 		step.I(0), step.Arg{Kind: step.Scratch, Val: report + 4}, step.I(0), step.I(0)).On(0, len(parent)))
 	p.add(parent...)
-	if c.rec.Mapped {
+	if e.mapped {
 		p.becomeRoot()
 	}
-	p.readyAndWait()
-	p.process(proc, e.stdio, e.filter)
-	return p.steps
+}
+
+// runOn sets the processors of the process, a list that was checked before.
+func (p *program) runOn(which, list string) {
+	if mask, _ := bitList(list); len(mask) > 0 {
+		p.add(step.Call("set "+which+" cpu affinity", unix.SYS_SCHED_SETAFFINITY, step.I(0), step.I(len(mask)), step.B(mask)))
+	}
 }

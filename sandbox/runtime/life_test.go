@@ -211,7 +211,7 @@ func TestNobodySawTheEnd(t *testing.T) {
 	createElsewhere(t, b, true)
 	rec, err := loadRecord(b.StateDir)
 	must(t, err)
-	fd, err := rec.find()
+	fd, err := rec.Find()
 	must(t, err)
 	b.killMonitor(t)
 	must(t, unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0))
@@ -236,7 +236,7 @@ func TestAnotherProcessIsNotTakenForTheContainer(t *testing.T) {
 	} {
 		wrong := rec
 		change(&wrong)
-		if _, err := wrong.find(); !errors.Is(err, ErrGone) {
+		if _, err := wrong.Find(); !errors.Is(err, ErrGone) {
 			t.Errorf("%s: got %v, want ErrGone", name, err)
 		}
 	}

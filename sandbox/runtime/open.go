@@ -45,7 +45,7 @@ func (c *Container) open() error {
 		return err
 	}
 	c.group = host.Open(c.rec.Cgroup)
-	pidfd, err := c.rec.find()
+	pidfd, err := c.rec.Find()
 	if err != nil {
 		return err
 	}
@@ -124,7 +124,7 @@ func (c *Container) newMonitor(lock *os.File, host cgroup.Host) error {
 func Destroy(stateDir, dir, cgroupPath string) error {
 	rec, err := loadRecord(stateDir)
 	if err == nil {
-		pidfd, findErr := rec.find()
+		pidfd, findErr := rec.Find()
 		if findErr == nil {
 			over := ended(pidfd)
 			unix.Close(pidfd)

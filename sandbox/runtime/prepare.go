@@ -61,7 +61,7 @@ func (c *creation) bind(m specs.Mount, o mountOptions) (*os.File, bool, error) {
 		userns = nil
 	}
 	f, err := cloneWith(m.Source, o, userns)
-	if err != nil && userns != nil && o.idmap == nil && (o.set|o.recursive)&unix.MOUNT_ATTR_RDONLY != 0 {
+	if err != nil && userns != nil && o.idmap == nil && (o.set|o.setAll)&unix.MOUNT_ATTR_RDONLY != 0 {
 		f, err = cloneWith(m.Source, o, nil)
 	}
 	return f, st.IsDir(), err
@@ -72,11 +72,9 @@ func cloneWith(path string, o mountOptions, userns *os.File) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	attr := &unix.MountAttr{Attr_set: o.set, Propagation: unix.MS_PRIVATE}
-	err = unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH, attr)
-	if err == nil && (o.recursive != 0 || o.tree) {
-		attr = &unix.MountAttr{Attr_set: o.recursive | o.set&(unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV), Propagation: unix.MS_PRIVATE}
-		err = unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr)
+	err = unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH, o.change())
+	if all, ok := o.changeAll(); err == nil && ok {
+		err = unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, all)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("mount_setattr: %w", err), f.Close())
@@ -84,13 +82,13 @@ func cloneWith(path string, o mountOptions, userns *os.File) (*os.File, error) {
 	return f, nil
 }
 
-// cgroupDirs are read-only views of the container's own directories.
+// cgroupDirs are views of the container's own directories.
 func (c *creation) cgroupDirs(o mountOptions) ([]namedDir, error) {
 	paths := c.group.V1Dirs()
 	if dir := c.group.UnifiedDir(); dir != "" {
 		paths["unified"] = dir
 	}
-	o.set |= unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+	o.set |= unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 	var dirs []namedDir
 	for name, path := range paths {
 		f, err := cloneWith(path, mountOptions{set: o.set}, nil)

@@ -15,35 +15,65 @@ import (
 // process takes privileges away and becomes the program: the end of every list.
 // With no_new_privs the filter comes last; without, it must be loaded while
 // CAP_SYS_ADMIN is there.
-func (p *program) process(proc *specs.Process, stdio [3]int16, filter []byte) {
+func (p *program) process(proc *specs.Process, e entrance) {
+	if e.solo != nil && !e.solo.listens() {
+		p.waitForStart(e.solo)
+	}
 	p.add(step.Call("setsid", unix.SYS_SETSID))
-	for fd, reg := range stdio {
+	kept := p.handOver(e)
+	for fd, reg := range e.stdio {
 		p.add(step.Call("connect standard streams", unix.SYS_DUP3, step.R(reg), step.I(fd), step.I(0)))
 	}
 	if proc.Terminal {
 		p.add(step.Call("take the terminal", unix.SYS_IOCTL, step.I(0), step.I(unix.TIOCSCTTY), step.I(0)))
 	}
 	// Nothing of ours may be open in the container, CVE-2024-21626.
-	p.add(step.Call("close on exec", unix.SYS_CLOSE_RANGE, step.I(3), step.I(^uint32(0)), step.I(unix.CLOSE_RANGE_CLOEXEC)))
+	p.add(step.Call("close on exec", unix.SYS_CLOSE_RANGE, step.I(3+kept), step.I(^uint32(0)), step.I(unix.CLOSE_RANGE_CLOEXEC)))
 	if proc.NoNewPrivileges {
 		p.add(step.Call("set no_new_privs", unix.SYS_PRCTL, step.I(unix.PR_SET_NO_NEW_PRIVS), step.I(1), step.I(0), step.I(0), step.I(0)))
 	}
 	p.chdir(proc.Cwd)
+	p.attributes(proc, e.solo)
 	if !proc.NoNewPrivileges {
-		p.loadFilter(filter)
+		p.loadFilter(e)
 	}
 	p.credentials(proc)
-	p.signals()
-	if proc.NoNewPrivileges {
-		p.loadFilter(filter)
+	if !e.solo.listens() {
+		p.signals()
 	}
-	p.exec(proc)
+	if proc.NoNewPrivileges {
+		p.loadFilter(e)
+	}
+	if e.solo.listens() {
+		p.waitForStart(e.solo)
+		p.signals()
+	}
+	p.exec(proc, e.solo)
 }
 
-func (p *program) loadFilter(filter []byte) {
-	if len(filter) > 0 {
-		p.add(step.Call("load seccomp filter", unix.SYS_SECCOMP, step.I(unix.SECCOMP_SET_MODE_FILTER), step.I(0), step.Arg{Kind: step.Filter, Data: filter}))
+// entrance is what process needs beside the spec's process.
+type entrance struct {
+	stdio  [3]int16 // registers
+	filter []byte
+	solo   *solo // nil for a container with a monitor
+}
+
+func (p *program) loadFilter(e entrance) {
+	if len(e.filter) == 0 {
+		return
 	}
+	flags := uint64(0)
+	if e.solo != nil {
+		flags = e.solo.filterFlags
+	}
+	load := step.Call("load seccomp filter", unix.SYS_SECCOMP, step.I(unix.SECCOMP_SET_MODE_FILTER), step.I(flags), step.Arg{Kind: step.Filter, Data: e.filter})
+	if flags&unix.SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 {
+		p.add(load)
+		return
+	}
+	p.add(load.Into(regListener),
+		step.Call("keep seccomp listener", unix.SYS_DUP3, step.R(regListener), step.I(listenerFD), step.I(unix.O_CLOEXEC)))
+	p.add(closeReg(regListener)...)
 }
 
 // chdir happens as root, and must end inside the container.
@@ -157,7 +187,10 @@ func (p *program) signals() {
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // exec tries the program's candidates in PATH as execvp(3) does.
-func (p *program) exec(proc *specs.Process) {
+func (p *program) exec(proc *specs.Process, s *solo) {
+	if s != nil && s.gate != nil {
+		p.add(step.Call("report execve", unix.SYS_WRITE, step.R(step.RegStatus), step.B([]byte("X\x00\x00\x00\x00\x00\x00\x00")), step.I(8)))
+	}
 	argv, env := step.V(proc.Args), step.V(proc.Env)
 	for _, file := range candidates(proc) {
 		p.add(step.Call(stepExec, unix.SYS_EXECVE, step.S(file), argv, env).Must(step.Sticky).

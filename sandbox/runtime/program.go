@@ -23,6 +23,12 @@ const (
 	regOldRoot
 	regProc // a procfs for sysctls
 	regPid
+	regMaster // of the terminal
+	regSlave
+	regListener // of a seccomp filter
+	regRoot     // of the container that an exec enters
+	regRootAt   // where the root is attached
+	regLabel    // attr/exec, where the security label goes
 )
 
 // program collects the steps of a start and the descriptors that they use.
@@ -98,6 +104,18 @@ func setMount(name string, reg int16, flags int, set uint64) step.Step {
 	return step.Call(name, unix.SYS_MOUNT_SETATTR, step.R(reg), step.S(""), step.I(unix.AT_EMPTY_PATH|flags), step.B(b), step.I(32))
 }
 
+// propagate changes the propagation type of a mount, mount_namespaces(7).
+func propagate(name string, reg int16, kind uint64, all bool) step.Step {
+	flags := unix.AT_EMPTY_PATH
+	if all {
+		flags |= unix.AT_RECURSIVE
+	}
+	b := make([]byte, 16) // attr_set, attr_clr
+	b = binary.NativeEndian.AppendUint64(b, kind)
+	b = append(b, make([]byte, 8)...)
+	return step.Call(name, unix.SYS_MOUNT_SETATTR, step.R(reg), step.S(""), step.I(flags), step.B(b), step.I(32))
+}
+
 // target opens the place of a mount into regTarget and makes it where it is
 // missing, one component after the other, each opened before the next is made.
 func (p *program) target(path string, dir bool, resolve uint64) {
@@ -140,6 +158,9 @@ func (p *program) attach(source int16, path string, dir bool, resolve uint64) {
 // mountNew mounts a fresh file system of the child's own namespaces at path.
 func (p *program) mountNew(fstype, path string, o mountOptions, resolve uint64) {
 	p.newFS(fstype, path, o)
+	if o.propagation != 0 {
+		p.add(propagate("propagation of "+path, regSource, o.propagation, o.spread))
+	}
 	p.attach(regSource, path, true, resolve)
 }
 

@@ -21,16 +21,21 @@ import (
 // record is state.json: enough to find the container again, and to be sure that
 // it is the same process.
 type record struct {
-	Version    int    `json:"version"`
-	ID         string `json:"id"`
-	BootID     string `json:"boot_id"`
-	Pid        int    `json:"pid"`
-	StartTime  string `json:"start_time"`  // field 22 of /proc/<pid>/stat
-	PidfdInode uint64 `json:"pidfd_inode"` // unique per process since Linux 6.9
+	Version int    `json:"version"`
+	ID      string `json:"id"`
+	Identity
 	Cgroup     string `json:"cgroup"`
 	Namespaces uint64 `json:"namespaces"` // CLONE_NEW* flags of its own ones
 	Mapped     bool   `json:"mapped"`     // a user namespace is among them
 	LogMax     int64  `json:"log_max"`
+}
+
+// Identity tells one process from every other that ever had or will have its pid.
+type Identity struct {
+	BootID     string `json:"boot_id"`
+	Pid        int    `json:"pid"`
+	StartTime  string `json:"start_time"`  // field 22 of /proc/<pid>/stat
+	PidfdInode uint64 `json:"pidfd_inode"` // unique per process since Linux 6.9
 }
 
 const recordVersion = 1
@@ -66,7 +71,7 @@ func loadRecord(stateDir string) (r record, err error) {
 }
 
 // identify fills in what tells this process from a later one with its pid.
-func (r *record) identify(pid, pidfd int) error {
+func (r *Identity) identify(pid, pidfd int) error {
 	boot, err := bootID()
 	if err != nil {
 		return err
@@ -83,8 +88,8 @@ func (r *record) identify(pid, pidfd int) error {
 	return nil
 }
 
-// find returns a pidfd of the recorded process, or ErrGone.
-func (r record) find() (int, error) {
+// Find returns a pidfd of the process, or ErrGone. It may be a zombie.
+func (r Identity) Find() (int, error) {
 	boot, err := bootID()
 	if err != nil {
 		return -1, err

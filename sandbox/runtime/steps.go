@@ -24,15 +24,18 @@ type prepared struct {
 	tasks  []*os.File // v1 cgroups to enter
 	cgroup []namedDir // what a mount of type cgroup shows where v1 is in use
 	filter []byte
+	solo   *solo // nil for a container with a monitor
 }
 
 // init is the containment of a container, in order, on one screen.
 func (p *program) init(spec *specs.Spec, got prepared) {
-	stdio := [3]int16{p.file(got.stdin), p.file(got.stdout), p.file(got.stderr)}
+	stdio := p.streams(got)
+	p.register(got.solo)
 	p.root = p.file(got.root)
 
 	p.waitForParent()
 	p.enterCgroups(got.tasks)
+	p.enterMounts(got.solo)
 	if mapOf(spec).mapped() {
 		p.becomeRoot()
 	}
@@ -43,7 +46,7 @@ func (p *program) init(spec *specs.Spec, got prepared) {
 	p.loopback(spec)
 	p.add(step.Call("make mounts private", unix.SYS_MOUNT, step.I(0), step.S("/"), step.I(0), step.I(unix.MS_REC|unix.MS_PRIVATE), step.I(0)))
 	p.sysctls(spec) // before the image or a volume could redirect a path in /proc
-	p.add(step.Call("attach root", unix.SYS_MOVE_MOUNT, step.R(p.root), step.S(""), step.I(unix.AT_FDCWD), step.S("/"), step.I(unix.MOVE_MOUNT_F_EMPTY_PATH)))
+	p.attachRoot(got.solo)
 	for i, m := range spec.Mounts {
 		if m.Type == "cgroup" && len(got.cgroup) > 0 {
 			p.mountCgroups(m, got.cgroup)
@@ -51,16 +54,25 @@ func (p *program) init(spec *specs.Spec, got prepared) {
 		}
 		p.mount(m, spec, got.binds[i], got.isDir[i])
 	}
+	p.devices(spec, got.solo)
 	p.workdir(spec.Process)
 	p.readonlyPaths(spec.Linux.ReadonlyPaths)
 	p.maskedPaths(spec.Linux.MaskedPaths, slices.ContainsFunc(spec.Mounts, isDev))
+	p.halt(got.solo)
 	p.pivot()
 	p.names(spec)
+	p.terminal(spec.Process, got.solo)
+	p.sealDev(spec, got.solo)
+	p.machine(spec.Linux)
+	p.openLabel(got.solo)
 	if spec.Root != nil && spec.Root.Readonly {
 		p.add(setMount("make root read-only", p.root, 0, unix.MOUNT_ATTR_RDONLY))
 	}
-	p.readyAndWait()
-	p.process(spec.Process, stdio, got.filter)
+	p.rootPropagation(spec, got.solo)
+	if got.solo == nil {
+		p.readyAndWait()
+	}
+	p.process(spec.Process, entrance{stdio: stdio, filter: got.filter, solo: got.solo})
 }
 
 // enterCgroups moves the child into the v1 hierarchies; it was born in the unified one.
@@ -162,7 +174,7 @@ func (p *program) mount(m specs.Mount, spec *specs.Spec, bound *os.File, dir boo
 	p.mountNew(kind, m.Destination, o, strict)
 }
 
-// namedDir is a detached read-only mount of one cgroup directory.
+// namedDir is a detached mount of one cgroup directory.
 type namedDir struct {
 	name string
 	dir  *os.File
@@ -181,7 +193,7 @@ func (p *program) mountCgroups(m specs.Mount, dirs []namedDir) {
 			step.Call(name, unix.SYS_MOVE_MOUNT, step.R(source), step.S(""), step.R(regPrev), step.S(d.name), step.I(unix.MOVE_MOUNT_F_EMPTY_PATH)))
 		p.add(closeReg(source)...)
 	}
-	p.add(setMount("make "+m.Destination+" read-only", regPrev, 0, unix.MOUNT_ATTR_RDONLY))
+	p.add(setMount("attributes of "+m.Destination, regPrev, 0, flags))
 	p.add(closeReg(regPrev)...)
 }
 
@@ -284,6 +296,29 @@ func (p *program) names(spec *specs.Spec) {
 	if spec.Domainname != "" {
 		p.add(step.Call("set domain name", unix.SYS_SETDOMAINNAME, step.S(spec.Domainname), step.I(len(spec.Domainname))))
 	}
+}
+
+// attachRoot stacks the new root on the old one; where hooks look at it, it lies on
+// its own path.
+func (p *program) attachRoot(s *solo) {
+	const name = "attach root"
+	if s != nil && s.rootPath != "" {
+		p.add(moveMount(name, p.root, regRootAt))
+		p.add(closeReg(regRootAt)...)
+		return
+	}
+	p.add(step.Call(name, unix.SYS_MOVE_MOUNT, step.R(p.root), step.S(""), step.I(unix.AT_FDCWD), step.S("/"), step.I(unix.MOVE_MOUNT_F_EMPTY_PATH)))
+}
+
+// streams are registers of the standard streams; a terminal's are made inside.
+func (p *program) streams(got prepared) (regs [3]int16) {
+	for i, f := range []*os.File{got.stdin, got.stdout, got.stderr} {
+		regs[i] = regSlave
+		if f != nil {
+			regs[i] = p.file(f)
+		}
+	}
+	return regs
 }
 
 // readyAndWait ends Create and waits for Start.

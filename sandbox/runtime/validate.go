@@ -121,21 +121,26 @@ func rlimits() map[string]int {
 	}
 }
 
+// namespaceBits are the flags of clone(2).
+func namespaceBits() map[specs.LinuxNamespaceType]uint64 {
+	return map[specs.LinuxNamespaceType]uint64{
+		specs.MountNamespace: unix.CLONE_NEWNS, specs.PIDNamespace: unix.CLONE_NEWPID, specs.UTSNamespace: unix.CLONE_NEWUTS,
+		specs.IPCNamespace: unix.CLONE_NEWIPC, specs.NetworkNamespace: unix.CLONE_NEWNET, specs.UserNamespace: unix.CLONE_NEWUSER,
+		specs.TimeNamespace: unix.CLONE_NEWTIME, specs.CgroupNamespace: unix.CLONE_NEWCGROUP,
+	}
+}
+
 // namespaceFlags maps the spec's namespaces to clone(2) flags. Those with a path
 // are joined instead; the cgroup namespace is made later, by unshare.
 func namespaceFlags(spec *specs.Spec) (flags uint64, join []specs.LinuxNamespace, err error) {
-	clone := map[specs.LinuxNamespaceType]uint64{
-		specs.MountNamespace: unix.CLONE_NEWNS, specs.PIDNamespace: unix.CLONE_NEWPID, specs.UTSNamespace: unix.CLONE_NEWUTS,
-		specs.IPCNamespace: unix.CLONE_NEWIPC, specs.NetworkNamespace: unix.CLONE_NEWNET, specs.UserNamespace: unix.CLONE_NEWUSER,
-		specs.TimeNamespace: unix.CLONE_NEWTIME, specs.CgroupNamespace: 0,
-	}
+	clone := namespaceBits()
 	for _, n := range spec.Linux.Namespaces {
 		flag, ok := clone[n.Type]
 		switch {
 		case !ok:
 			return 0, nil, fmt.Errorf("unknown namespace %q", n.Type)
 		case n.Path == "":
-			flags |= flag
+			flags |= flag &^ unix.CLONE_NEWCGROUP
 		case n.Type == specs.NetworkNamespace || n.Type == specs.IPCNamespace || n.Type == specs.UTSNamespace:
 			join = append(join, n)
 		default:
