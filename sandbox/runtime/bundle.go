@@ -36,6 +36,10 @@ func CheckBundle(s *specs.Spec) (_ *specs.Spec, warnings []string, err error) {
 		return nil, nil, errors.New("process: missing")
 	}
 	warnings, err = CheckProcess(s.Process, s)
+	if !hasNamespace(s, specs.MountNamespace) {
+		warnings = append(warnings, "linux.namespaces: no mount namespace; a process that may chroot can leave the container's root")
+	}
+	limitDevices(s.Linux)
 	for i := range s.Mounts {
 		m := &s.Mounts[i]
 		if !filepath.IsAbs(m.Destination) {
@@ -87,9 +91,6 @@ func checkNamespaces(s *specs.Spec) error {
 			return fmt.Errorf("%s.path: %w", field, err)
 		}
 	}
-	if !seen[specs.MountNamespace] {
-		return errors.New("linux.namespaces: a container without a mount namespace is not supported")
-	}
 	for _, need := range []struct {
 		field string
 		set   bool
@@ -97,6 +98,10 @@ func checkNamespaces(s *specs.Spec) error {
 	}{
 		{"hostname", s.Hostname != "", specs.UTSNamespace},
 		{"domainname", s.Domainname != "", specs.UTSNamespace},
+		{"linux.maskedPaths", len(s.Linux.MaskedPaths) > 0, specs.MountNamespace},
+		{"linux.readonlyPaths", len(s.Linux.ReadonlyPaths) > 0, specs.MountNamespace},
+		{"linux.rootfsPropagation", s.Linux.RootfsPropagation != "", specs.MountNamespace},
+		{"hooks.startContainer", s.Hooks != nil && len(s.Hooks.StartContainer) > 0, specs.MountNamespace},
 		{"linux.timeOffsets", len(s.Linux.TimeOffsets) > 0, specs.TimeNamespace},
 		{"linux.uidMappings", len(s.Linux.UIDMappings) > 0 || len(s.Linux.GIDMappings) > 0, specs.UserNamespace},
 	} {
@@ -239,4 +244,21 @@ func checkHooks(s *specs.Spec) error {
 		}
 	}
 	return nil
+}
+
+// limitDevices adds to the rules of the spec what every container needs: without
+// any rule all devices would be allowed. The nodes of the default /dev and terminals
+// are; making a node gives no access to it.
+func limitDevices(l *specs.Linux) {
+	if l.Resources == nil {
+		l.Resources = &specs.LinuxResources{}
+	}
+	rules := l.Resources.Devices
+	if len(rules) == 0 {
+		rules = []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
+	}
+	for _, kind := range []string{"c", "b"} {
+		rules = append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: kind, Access: "m"})
+	}
+	l.Resources.Devices = append(rules, defaultDeviceRules()[1:]...)
 }

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -42,7 +43,7 @@ func mountDev(m specs.Mount, spec *specs.Spec, ids idMap) (*os.File, error) {
 	defer unix.Close(fd)
 	c := &fsContext{fd: fd}
 	opt := parseOptions(m.Options)
-	c.set("source", "tmpfs")
+	c.set("source", cmp.Or(m.Source, "tmpfs"))
 	for _, kv := range opt.data {
 		c.set(kv[0], kv[1])
 	}

@@ -17,6 +17,7 @@ type mountOptions struct {
 	data             [][2]string // of the file system; the value may be empty
 	idmap            *bool       // "idmap" and "ridmap" force, "noidmap" forbids
 	idmapAll         bool        // "ridmap"
+	source           string      // as the mount table shows it; the type, where empty
 	copyUp           bool        // "tmpcopyup": begin with what the image has there
 }
 

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"encoding/binary"
 	"os"
 	"strings"
@@ -36,6 +37,8 @@ type program struct {
 	steps step.Program
 	files []*os.File
 	root  int16 // register of the root's descriptor
+	solo  bool
+	renew bool // clone what was mounted beforehand, so that mounts are in the order of the spec
 }
 
 // newProgram has room for the steps of a container with the default mounts.
@@ -151,6 +154,9 @@ func (p *program) target(path string, dir bool, resolve uint64) {
 // attach mounts what a register holds at path and closes it.
 func (p *program) attach(source int16, path string, dir bool, resolve uint64) {
 	p.target(path, dir, resolve)
+	if p.renew { // the mount table is in the order in which mounts were made; detached ones can be cloned since Linux 6.15
+		p.add(cloneMount("renew "+path, source, unix.AT_RECURSIVE).Into(source).On(-int(unix.EINVAL), 0))
+	}
 	p.add(moveMount("attach "+path, source, regTarget))
 	p.add(closeReg(regTarget, source)...)
 }
@@ -166,9 +172,9 @@ func (p *program) mountNew(fstype, path string, o mountOptions, resolve uint64) 
 
 // newFS leaves a detached mount in regSource.
 func (p *program) newFS(fstype, what string, o mountOptions) {
-	name := "mount " + fstype + " for " + what
+	name, source := "mount "+fstype+" for "+what, cmp.Or(o.source, fstype)
 	p.add(step.Call(name, unix.SYS_FSOPEN, step.S(fstype), step.I(unix.FSOPEN_CLOEXEC)).Into(regFS))
-	for _, kv := range append([][2]string{{"source", fstype}}, o.data...) {
+	for _, kv := range append([][2]string{{"source", source}}, o.data...) {
 		cmd, value := unix.FSCONFIG_SET_STRING, step.S(kv[1])
 		if kv[1] == "" {
 			cmd, value = unix.FSCONFIG_SET_FLAG, step.I(0)

@@ -133,6 +133,13 @@ func (x *soloExec) prepare(init Solo) (err error) {
 	p := x.prog
 	p.register(&x.solo)
 	p.enter(e)
+	if e.namespaces&unix.CLONE_NEWNS == 0 { // its root is no namespace's
+		root, err := os.Open("/proc/" + strconv.Itoa(init.Pid) + "/root")
+		if err != nil {
+			return fmt.Errorf("root of the container: %w", err)
+		}
+		p.chroot(p.file(root))
+	}
 	p.add(step.Call("open root", unix.SYS_OPENAT, step.I(unix.AT_FDCWD), step.S("/"), step.I(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)).Into(regRoot))
 	p.root = regRoot
 	p.terminal(x.Process, &x.solo)

@@ -50,6 +50,7 @@ func (p *program) register(s *solo) {
 	if s == nil {
 		return
 	}
+	p.solo = true
 	if s.gate != nil {
 		s.regs.gate, s.regs.status = p.file(s.gate), p.file(s.status)
 	}
@@ -78,6 +79,11 @@ func (p *program) enterMounts(s *solo) {
 		p.add(step.Call("join session keyring", unix.SYS_KEYCTL, step.I(unix.KEYCTL_JOIN_SESSION_KEYRING), step.S(s.session)).
 			On(-int(unix.ENOSYS), 0).On(-int(unix.EPERM), 0).On(-int(unix.EDQUOT), 0))
 	}
+}
+
+// chroot makes a directory the root.
+func (p *program) chroot(root int16) {
+	p.add(step.Call("enter root", unix.SYS_FCHDIR, step.R(root)), step.Call("chroot", unix.SYS_CHROOT, step.S(".")))
 }
 
 // halt lets the creator run the hooks that come before pivot_root.

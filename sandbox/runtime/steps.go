@@ -44,9 +44,8 @@ func (p *program) init(spec *specs.Spec, got prepared) {
 	}
 	p.cgroupNamespace(spec)
 	p.loopback(spec)
-	p.add(step.Call("make mounts private", unix.SYS_MOUNT, step.I(0), step.S("/"), step.I(0), step.I(unix.MS_REC|unix.MS_PRIVATE), step.I(0)))
 	p.sysctls(spec) // before the image or a volume could redirect a path in /proc
-	p.attachRoot(got.solo)
+	p.attachRoot(spec, got.solo)
 	for i, m := range spec.Mounts {
 		if m.Type == "cgroup" && len(got.cgroup) > 0 {
 			p.mountCgroups(m, got.cgroup)
@@ -59,7 +58,7 @@ func (p *program) init(spec *specs.Spec, got prepared) {
 	p.readonlyPaths(spec.Linux.ReadonlyPaths)
 	p.maskedPaths(spec.Linux.MaskedPaths, slices.ContainsFunc(spec.Mounts, isDev))
 	p.halt(got.solo)
-	p.pivot()
+	p.pivot(spec)
 	p.names(spec)
 	p.terminal(spec.Process, got.solo)
 	p.sealDev(spec, got.solo)
@@ -160,10 +159,13 @@ func (p *program) mount(m specs.Mount, spec *specs.Spec, bound *os.File, dir boo
 		strict = unix.RESOLVE_NO_SYMLINKS
 	}
 	if bound != nil {
+		p.renew = p.solo
 		p.attach(p.file(bound), m.Destination, dir, strict)
+		p.renew = false
 		return
 	}
 	o := parseOptions(m.Options)
+	o.source = m.Source
 	if m.Type == "devpts" {
 		o.data = mapGID(o.data, spec)
 	}
@@ -279,7 +281,13 @@ func (p *program) mask(path string) {
 
 // pivot makes the container's root "/" and drops the host's tree. The second
 // "." of pivot_root stacks the old root on the new one, where it is unmounted.
-func (p *program) pivot() {
+//
+// Without a mount namespace there is nothing to pivot, and chroot is all that is left.
+func (p *program) pivot(spec *specs.Spec) {
+	if !hasNamespace(spec, specs.MountNamespace) {
+		p.chroot(p.root)
+		return
+	}
 	p.add(step.Call("open old root", unix.SYS_OPENAT, step.I(unix.AT_FDCWD), step.S("/"), step.I(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)).Into(regOldRoot),
 		step.Call("enter root", unix.SYS_FCHDIR, step.R(p.root)),
 		step.Call("pivot_root", unix.SYS_PIVOT_ROOT, step.S("."), step.S(".")),
@@ -299,9 +307,14 @@ func (p *program) names(spec *specs.Spec) {
 }
 
 // attachRoot stacks the new root on the old one; where hooks look at it, it lies on
-// its own path.
-func (p *program) attachRoot(s *solo) {
+// its own path. Without a mount namespace it stays detached: the mounts in it are then
+// in nobody's mount table, and go with the container.
+func (p *program) attachRoot(spec *specs.Spec, s *solo) {
 	const name = "attach root"
+	if !hasNamespace(spec, specs.MountNamespace) {
+		return
+	}
+	p.add(step.Call("make mounts private", unix.SYS_MOUNT, step.I(0), step.S("/"), step.I(0), step.I(unix.MS_REC|unix.MS_PRIVATE), step.I(0)))
 	if s != nil && s.rootPath != "" {
 		p.add(moveMount(name, p.root, regRootAt))
 		p.add(closeReg(regRootAt)...)
