@@ -154,11 +154,27 @@ func (p *program) target(path string, dir bool, resolve uint64) {
 // attach mounts what a register holds at path and closes it.
 func (p *program) attach(source int16, path string, dir bool, resolve uint64) {
 	p.target(path, dir, resolve)
-	if p.renew { // the mount table is in the order in which mounts were made; detached ones can be cloned since Linux 6.15
-		p.add(cloneMount("renew "+path, source, unix.AT_RECURSIVE).Into(source).On(-int(unix.EINVAL), 0))
-	}
 	p.add(moveMount("attach "+path, source, regTarget))
+	if p.renew && dir {
+		p.remake(path)
+	}
 	p.add(closeReg(regTarget, source)...)
+}
+
+// remake replaces a mount by its clone. The mount table shows mounts in the order in
+// which they were made, and those that were made beforehand would come first.
+func (p *program) remake(path string) {
+	name := "order " + path
+	body := step.Program{
+		step.Call(name, unix.SYS_FCHDIR, step.R(regPrev)),
+		step.Call(name, unix.SYS_UMOUNT2, step.S("."), step.I(unix.MNT_DETACH)),
+		moveMount(name, regMask, regTarget),
+	}
+	body = append(body, closeReg(regMask)...)
+	p.add(p.openIn(name, path, unix.O_DIRECTORY, 0).Into(regPrev),
+		cloneMount(name, regPrev, unix.AT_RECURSIVE).Into(regMask).On(-int(unix.EINVAL), len(body))) // it cannot be cloned
+	p.add(body...)
+	p.add(closeReg(regPrev)...)
 }
 
 // mountNew mounts a fresh file system of the child's own namespaces at path.

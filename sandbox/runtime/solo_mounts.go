@@ -19,6 +19,9 @@ func (s *soloing) bundleMounts(ctx context.Context, got *prepared) error {
 	got.binds, got.isDir = map[int]*os.File{}, map[int]bool{}
 	for i, m := range s.SoloConfig.Spec.Mounts {
 		o := parseOptions(m.Options)
+		if o.propagation == unix.MS_UNBINDABLE {
+			o.propagation = 0 // the init may clone it once more, and sets this at last
+		}
 		var err error
 		switch {
 		case isDev(m):

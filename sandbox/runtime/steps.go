@@ -162,6 +162,10 @@ func (p *program) mount(m specs.Mount, spec *specs.Spec, bound *os.File, dir boo
 		p.renew = p.solo
 		p.attach(p.file(bound), m.Destination, dir, strict)
 		p.renew = false
+		if o := parseOptions(m.Options); p.solo && o.propagation == unix.MS_UNBINDABLE {
+			p.add(p.openIn("open "+m.Destination, m.Destination, 0, strict).Into(regTarget), propagate("propagation of "+m.Destination, regTarget, o.propagation, o.spread))
+			p.add(closeReg(regTarget)...)
+		}
 		return
 	}
 	o := parseOptions(m.Options)
