@@ -34,7 +34,7 @@ var beside = map[string][]string{
 	"sandbox/runtime/launch":               {"sandbox/monitor"},
 	"sandbox/runtime/launch/cmd/naru-init": {"sandbox/runtime/launch"},
 	"sandbox/monitor":                      {"sandbox/runtime/launch/step"},
-	"sandbox/oci":                          {"sandbox/runtime", "sandbox/runtime/cgroup"}, // an OCI runtime is the runtime without images and networks
+	"sandbox/oci":                          {"sandbox/runtime", "sandbox/runtime/cgroup", "sandbox/runtime/seccomp"}, // an OCI runtime is the runtime without images and networks
 }
 
 // homes names the one folder in which a library may be imported.

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"naru/sandbox/runtime"
-	"naru/sandbox/runtime/cgroup"
 )
 
 // endTime bounds the wait for processes that were killed.
@@ -160,7 +156,7 @@ func (c *Container) signalAll(ctx context.Context, sig unix.Signal) error {
 	if err != nil {
 		return err
 	}
-	pids, err := processes(group)
+	pids, err := group.Pids()
 	if err != nil {
 		return err
 	}
@@ -169,7 +165,7 @@ func (c *Container) signalAll(ctx context.Context, sig unix.Signal) error {
 		if err != nil {
 			continue // it has ended
 		}
-		if again, err := processes(group); err == nil && contains(again, pid) {
+		if again, err := group.Pids(); err == nil && slices.Contains(again, pid) {
 			err = unix.PidfdSendSignal(fd, sig, nil, 0)
 			if err != nil && !errors.Is(err, unix.ESRCH) {
 				unix.Close(fd)
@@ -179,46 +175,6 @@ func (c *Container) signalAll(ctx context.Context, sig unix.Signal) error {
 		unix.Close(fd)
 	}
 	return nil
-}
-
-func contains(pids []int, pid int) bool {
-	for _, p := range pids {
-		if p == pid {
-			return true
-		}
-	}
-	return false
-}
-
-// processes lists the group's processes and those of the groups below it.
-func processes(g *cgroup.Group) ([]int, error) {
-	dirs := []string{g.UnifiedDir()}
-	for _, d := range g.V1Dirs() {
-		dirs = append(dirs, d)
-	}
-	for _, dir := range dirs {
-		if dir == "" {
-			continue
-		}
-		var pids []int
-		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-			if err != nil || !d.IsDir() {
-				return err
-			}
-			b, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-			for _, f := range strings.Fields(string(b)) {
-				if n, err := strconv.Atoi(f); err == nil && n > 0 {
-					pids = append(pids, n)
-				}
-			}
-			return err
-		})
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-			continue
-		}
-		return pids, err
-	}
-	return nil, nil
 }
 
 // Processes lists the container's processes, by their pids on the machine.
@@ -232,7 +188,7 @@ func (r Runtime) Processes(id string) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	return processes(group)
+	return group.Pids()
 }
 
 // Delete removes a stopped or created container, or with force any, and runs the

@@ -280,11 +280,11 @@ func (r Runtime) List() ([]*Container, error) {
 // the root of every hierarchy, or a place of its own for each Root.
 func (r Runtime) cgroupPath(id string, spec *specs.Spec) (string, error) {
 	if p := spec.Linux.CgroupsPath; p != "" {
-		clean := strings.TrimPrefix(filepath.Clean("/"+p), "/")
-		if clean == "" || slices.Contains(strings.Split(p, "/"), "..") {
-			return "", fmt.Errorf("linux.cgroupsPath %q: names no group below the hierarchy", p)
+		path, err := cgroup.ParsePath(p)
+		if err != nil {
+			return "", fmt.Errorf("linux.cgroupsPath: %w", err)
 		}
-		return clean, nil
+		return path, nil
 	}
 	h := fnv.New32a()
 	h.Write([]byte(r.Root))

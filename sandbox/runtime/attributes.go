@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/bits"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -86,10 +87,8 @@ func schedAttr(s *specs.Scheduler) []byte {
 
 // memoryPolicy returns the mode and the node mask of set_mempolicy(2).
 func memoryPolicy(m *specs.LinuxMemoryPolicy) (mode int, mask []byte, err error) {
-	modes := map[specs.MemoryPolicyModeType]int{specs.MpolDefault: 0, specs.MpolPreferred: 1, specs.MpolBind: 2, specs.MpolInterleave: 3,
-		specs.MpolLocal: 4, specs.MpolPreferredMany: 5, specs.MpolWeightedInterleave: 6}
-	flags := map[specs.MemoryPolicyFlagType]int{specs.MpolFStaticNodes: 1 << 15, specs.MpolFRelativeNodes: 1 << 14, specs.MpolFNumaBalancing: 1 << 13}
-	mode, ok := modes[m.Mode]
+	flags := memoryFlags()
+	mode, ok := memoryModes()[m.Mode]
 	if !ok {
 		return 0, nil, fmt.Errorf("linux.memoryPolicy.mode: unknown value %q", m.Mode)
 	}
@@ -139,4 +138,28 @@ func bitList(list string) ([]byte, error) {
 		mask = binary.NativeEndian.AppendUint64(mask, w)
 	}
 	return mask, nil
+}
+
+func memoryModes() map[specs.MemoryPolicyModeType]int {
+	return map[specs.MemoryPolicyModeType]int{specs.MpolDefault: 0, specs.MpolPreferred: 1, specs.MpolBind: 2, specs.MpolInterleave: 3,
+		specs.MpolLocal: 4, specs.MpolPreferredMany: 5, specs.MpolWeightedInterleave: 6}
+}
+
+func memoryFlags() map[specs.MemoryPolicyFlagType]int {
+	return map[specs.MemoryPolicyFlagType]int{specs.MpolFStaticNodes: 1 << 15, specs.MpolFRelativeNodes: 1 << 14, specs.MpolFNumaBalancing: 1 << 13}
+}
+
+// MemoryPolicyModes and MemoryPolicyFlags are the words of linux.memoryPolicy.
+func MemoryPolicyModes() []string { return sorted(memoryModes()) }
+
+// MemoryPolicyFlags are its flags.
+func MemoryPolicyFlags() []string { return sorted(memoryFlags()) }
+
+func sorted[K ~string](m map[K]int) []string {
+	var all []string
+	for k := range m {
+		all = append(all, string(k))
+	}
+	slices.Sort(all)
+	return all
 }

@@ -262,3 +262,16 @@ func limitDevices(l *specs.Linux) {
 	}
 	l.Resources.Devices = append(rules, defaultDeviceRules()[1:]...)
 }
+
+// Namespaces lists the kinds of namespaces that a bundle may name.
+func Namespaces() []string {
+	var all []string
+	for kind := range namespaceBits() {
+		all = append(all, string(kind))
+	}
+	slices.Sort(all)
+	return all
+}
+
+// Capabilities lists the capabilities by their numbers, capabilities(7).
+func Capabilities() []string { return capNames() }
