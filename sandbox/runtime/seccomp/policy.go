@@ -106,6 +106,11 @@ func Default(caps []string) *specs.LinuxSeccomp {
 			add(specs.ActAllow, nil, nil, strings.Fields(c.names)...)
 		}
 	}
+	// Typing on a terminal that somebody else reads: refused whatever the upper half
+	// of the argument holds, which the kernel ignores (CVE-2017-5226, CVE-2019-10063).
+	for _, request := range []uint64{unix.TIOCSTI, unix.TIOCLINUX} {
+		add(specs.ActErrno, &eperm, []specs.LinuxSeccompArg{{Index: 1, Value: 0xffffffff, ValueTwo: request, Op: specs.OpMaskedEqual}}, "ioctl")
+	}
 	for _, f := range families() {
 		add(specs.ActAllow, nil, []specs.LinuxSeccompArg{{Index: 0, Value: f, Op: specs.OpEqualTo}}, "socket")
 	}
