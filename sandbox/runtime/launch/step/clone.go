@@ -31,9 +31,8 @@ type cloneArgs struct {
 func Clone(flags uint64, cgroup int, r *Runner) (pid, pidfd int, errno syscall.Errno) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	fd := new(int32)
-	args := &cloneArgs{flags: flags | ClonePidfd, pidfd: uint64(uintptr(unsafe.Pointer(fd))), exitSignal: uint64(syscall.SIGCHLD)}
-	r.keep = append(r.keep, unsafe.Pointer(fd), unsafe.Pointer(args)) // on the heap: a stack could move before the call
+	args := &r.clone
+	*args = cloneArgs{flags: flags | ClonePidfd, pidfd: uint64(uintptr(unsafe.Pointer(&r.fd))), exitSignal: uint64(syscall.SIGCHLD)}
 	if cgroup >= 0 {
 		args.flags |= CloneIntoCgroup
 		args.cgroup = uint64(cgroup)
@@ -43,7 +42,7 @@ func Clone(flags uint64, cgroup int, r *Runner) (pid, pidfd int, errno syscall.E
 	p, errno := cloneAndRun(args, r)
 	sigmask(&old, nil)
 	runtime.KeepAlive(r)
-	return p, int(*fd), errno
+	return p, int(r.fd), errno
 }
 
 //go:nosplit

@@ -26,6 +26,9 @@ type Runner struct {
 	keep    []unsafe.Pointer
 	scratch [ScratchSize]byte
 	report  [8]byte
+	fd      int32     // where clone3(2) puts the pidfd
+	clone   cloneArgs // here and not on a stack, which could move before the call
+	reaper  reaper
 	// Regs are the registers; the caller fills those below FirstFD and the descriptors.
 	Regs [NumRegs]uintptr
 }
@@ -113,6 +116,9 @@ func (r *Runner) Run() (int, syscall.Errno) {
 			if c.regs&(1<<k) != 0 {
 				a[k] = r.Regs[a[k]%NumRegs]
 			}
+		}
+		if c.number == Supervise {
+			r.reaper.run(a[0])
 		}
 		res, _, errno := syscall.RawSyscall6(uintptr(c.number), a[0], a[1], a[2], a[3], a[4], a[5])
 		if errno == syscall.EINTR {

@@ -42,6 +42,11 @@ const (
 // Fail is not a system call: it fails with the errno that a Sticky step left.
 const Fail = ^uint32(0)
 
+// Supervise is not a system call either: the process stays what it is, the init
+// of a container (docker run --init), for the child whose pid is the first
+// argument. It reaps, passes signals on, and exits as that child does.
+const Supervise = ^uint32(1)
+
 // Arg is one argument of a system call.
 type Arg struct {
 	Kind    Kind
