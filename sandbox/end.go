@@ -29,7 +29,7 @@ func (e *Engine) Stop(ctx context.Context, ref string, grace time.Duration) erro
 	if err != nil {
 		return err
 	}
-	r, err := e.load(id)
+	r, err := e.look(id)
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func (e *Engine) Kill(ctx context.Context, ref string, sig unix.Signal) error {
 	if err != nil {
 		return err
 	}
-	r, err := e.load(id)
+	r, err := e.look(id)
 	if err != nil {
 		return err
 	}
@@ -152,11 +152,14 @@ func (e *Engine) open(id string) (*runtime.Container, error) {
 	deadline := time.Now().Add(recordTime)
 	for pause := 200 * time.Microsecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		rt, err := runtime.Open(e.stateDir(id), e.dir(id))
+		if errors.Is(err, runtime.ErrState) || errors.Is(err, runtime.ErrGone) && e.garbled(id) {
+			return nil, e.denies(id, time.Time{})
+		}
 		if !errors.Is(err, runtime.ErrGone) {
 			return rt, err
 		}
 		if !e.mayRecord(id) || time.Now().After(deadline) {
-			return nil, nil
+			return nil, e.denies(id, deadline)
 		}
 		time.Sleep(pause)
 	}
@@ -181,11 +184,24 @@ func (e *Engine) mayRecord(id string) bool {
 // kill ends everything in the container, if there is something.
 func (e *Engine) kill(ctx context.Context, id string) error {
 	rt, err := e.open(id)
+	if errors.Is(err, ErrDamaged) {
+		return e.killGroup(ctx, id)
+	}
 	if rt == nil || err != nil {
 		return err
 	}
 	defer rt.Close() // the container needs no descriptor of ours
 	return e.killOpen(ctx, rt)
+}
+
+// killGroup kills by the cgroup, whose path is the container's id, when nothing else
+// tells which processes are its.
+func (e *Engine) killGroup(ctx context.Context, id string) error {
+	group, err := e.group(id)
+	if err != nil {
+		return err
+	}
+	return group.Kill(ctx)
 }
 
 // killOpen kills nothing for a container that has ended: with its first process
@@ -245,7 +261,7 @@ func (e *Engine) settle(ctx context.Context, r *record) error {
 	}
 	exit := unknownExit()
 	if rt != nil {
-		exit, err = rt.Wait(ctx)
+		exit, err = exitOf(ctx, rt)
 		if err := errors.Join(err, rt.Close()); err != nil {
 			return err
 		}
@@ -256,17 +272,17 @@ func (e *Engine) settle(ctx context.Context, r *record) error {
 // finish is settle for a known exit. ended.json comes last: it says that
 // nothing is left to be freed.
 func (e *Engine) finish(ctx context.Context, r *record, exit runtime.Exit) error {
-	var s starting
-	if _, err := loadRun(e.startedFile(r.ID), &s); err != nil {
+	started, err := e.startedAt(r.ID)
+	if err != nil {
 		return err
 	}
 	if err := e.free(ctx, r); err != nil {
 		return err
 	}
-	if err := saveJSON(filepath.Join(e.dir(r.ID), endedFile), ending{s.Started, exit}); err != nil {
+	if err := saveJSON(filepath.Join(e.dir(r.ID), endedFile), ending{started, exit}); err != nil {
 		return err
 	}
-	if !s.Started.IsZero() {
+	if !started.IsZero() {
 		e.emitEnd(r, exit)
 	}
 	return e.forget(r.ID)
@@ -311,7 +327,7 @@ func (e *Engine) Remove(ctx context.Context, ref string, force bool) error {
 	if err != nil {
 		return fmt.Errorf("remove container %s: %w", short(id), err)
 	}
-	r, err := e.load(id)
+	r, err := e.look(id)
 	if err != nil {
 		return err
 	}
@@ -319,7 +335,7 @@ func (e *Engine) Remove(ctx context.Context, ref string, force bool) error {
 	if err != nil {
 		return err
 	}
-	if !force && (c.State == string(runtime.Running) || c.State == string(runtime.Paused)) {
+	if !force && (c.State == string(runtime.Running) || c.State == string(runtime.Paused) || c.State == StateDead) {
 		return fmt.Errorf("%w: %s", ErrRunning, r.Name)
 	}
 	if err := e.delete(ctx, r); err != nil {

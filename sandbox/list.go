@@ -21,7 +21,7 @@ func (e *Engine) Get(_ context.Context, ref string) (Container, error) {
 	if err != nil {
 		return Container{}, err
 	}
-	r, err := e.load(id)
+	r, err := e.look(id)
 	if err != nil {
 		return Container{}, err
 	}
@@ -65,7 +65,7 @@ func (e *Engine) records() ([]*record, error) {
 	}
 	var records []*record
 	for _, id := range ids {
-		r, err := e.load(id)
+		r, err := e.look(id)
 		if errors.Is(err, ErrNotFound) {
 			continue
 		}
@@ -104,12 +104,15 @@ func (e *Engine) view(r *record) (Container, error) {
 		c.idle(r)
 		return c, nil
 	}
-	var s starting
-	if _, err := loadRun(e.startedFile(r.ID), &s); err != nil {
+	if c.Started, err = e.startedAt(r.ID); err != nil {
 		return c, fmt.Errorf("look at container: %w", err)
 	}
-	c.Started = s.Started
 	rt, err := e.open(r.ID)
+	if errors.Is(err, ErrDamaged) {
+		c.State, c.ExitCode = StateDead, -1
+		c.Warnings = append(c.Warnings, err.Error())
+		return c, nil
+	}
 	if err != nil {
 		return c, fmt.Errorf("look at container: %w", err)
 	}
@@ -125,7 +128,7 @@ func (e *Engine) viewProcess(c *Container, rt *runtime.Container) error {
 	c.State = string(rt.State())
 	if c.State == string(runtime.Stopped) {
 		// The end is on record already: this does not wait.
-		exit, err := rt.Wait(context.Background())
+		exit, err := exitOf(context.Background(), rt)
 		c.setExit(exit)
 		return err
 	}
@@ -141,8 +144,11 @@ func (c *Container) setExit(exit runtime.Exit) {
 }
 
 // idle turns the look of a container that nobody has started yet, and that has no
-// process to tell it, from stopped to created.
+// process to tell it, from stopped to created, and of one without a record to dead.
 func (c *Container) idle(r *record) {
+	if r.damaged {
+		c.State = StateDead
+	}
 	if r.Idle && c.Started.IsZero() {
 		c.State, c.ExitCode, c.ExitKnown, c.Finished = string(runtime.Created), 0, false, time.Time{}
 	}

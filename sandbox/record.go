@@ -42,6 +42,8 @@ type record struct {
 	// Step marks the container of one build step. Its builder holds the lock as
 	// long as it lives, so one that can be locked has lost its builder.
 	Step bool `json:"step,omitempty"`
+
+	damaged bool // it is not what was written, but what look found out
 }
 
 // ending is ended.json: the container has ended and holds nothing in the
@@ -89,7 +91,10 @@ func (e *Engine) load(id string) (*record, error) {
 	}
 	r := new(record)
 	if err := decode("container "+short(id), data, r); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if err := r.check(id); err != nil {
+		return nil, fmt.Errorf("%w: container %s: %w", ErrDamaged, short(id), err)
 	}
 	return r, nil
 }
@@ -126,18 +131,25 @@ func saveRun(path string, v any) error {
 }
 
 // loadRun is loadJSON for the run directory. A file that is cut off can only be
-// from before a power cut, and then what it tells of is gone too.
+// from before a power cut, and then what it tells of is gone too; one that is
+// damaged otherwise tells nothing either.
 func loadRun(path string, v any) (found bool, err error) {
 	found, err = loadJSON(path, v)
-	if errors.As(err, new(*json.SyntaxError)) {
+	if found && err != nil {
 		return false, nil
 	}
 	return found, err
 }
 
-// ended returns how the container ended, once that is settled.
+// ended returns how the container ended, once that is settled. That it has is what
+// the file says by being there; what it holds may be damaged.
 func (e *Engine) ended(id string) (end ending, ok bool, err error) {
-	ok, err = loadJSON(filepath.Join(e.dir(id), endedFile), &end)
+	path := filepath.Join(e.dir(id), endedFile)
+	ok, err = loadJSON(path, &end)
+	if ok && err != nil {
+		at := modified(path)
+		end, err = ending{Started: at, Exit: runtime.Exit{Code: 255, At: at}}, nil
+	}
 	return end, ok, err
 }
 

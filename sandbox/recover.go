@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -45,8 +44,11 @@ func (e *Engine) recoverOne(ctx context.Context, id string) error {
 	}
 	defer l.Unlock()
 	r, err := e.load(id)
-	if damaged := new(json.SyntaxError); errors.Is(err, ErrNotFound) || errors.As(err, &damaged) {
+	if data, readErr := os.ReadFile(filepath.Join(e.dir(id), configFile)); errors.Is(err, ErrNotFound) || readErr == nil && cutOff(data) {
 		return e.deleteDamaged(ctx, id, err)
+	}
+	if errors.Is(err, ErrDamaged) {
+		return nil // shown as dead: its files may be somebody's data
 	}
 	if err != nil {
 		return err
@@ -59,7 +61,7 @@ func (e *Engine) recoverOne(ctx context.Context, id string) error {
 		return err
 	}
 	switch runtime.State(c.State) {
-	case runtime.Running, runtime.Paused:
+	case runtime.Running, runtime.Paused, StateDead:
 		return nil
 	case runtime.Created:
 		if c.Pid == 0 {

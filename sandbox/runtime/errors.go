@@ -6,6 +6,10 @@ import (
 	"syscall"
 )
 
+// ErrState is returned by Open when state.json cannot be understood: it was damaged, or
+// written by another version.
+var ErrState = errors.New("container state is unreadable")
+
 // ErrGone is returned by Open when the container's process no longer exists
 // and its end was not recorded: it must be treated as stopped, exit unknown.
 var ErrGone = errors.New("container is gone")

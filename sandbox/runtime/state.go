@@ -62,10 +62,10 @@ func loadRecord(stateDir string) (r record, err error) {
 		return r, fmt.Errorf("read container state: %w", fs.ErrNotExist)
 	}
 	if err != nil {
-		return r, fmt.Errorf("read container state: %w", err)
+		return r, fmt.Errorf("%w: %w", ErrState, err)
 	}
 	if r.Version != recordVersion {
-		return r, fmt.Errorf("read container state: version %d, this program knows %d", r.Version, recordVersion)
+		return r, fmt.Errorf("%w: version %d, this program knows %d", ErrState, r.Version, recordVersion)
 	}
 	return r, nil
 }
