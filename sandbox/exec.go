@@ -48,7 +48,7 @@ func (e *Engine) Exec(ctx context.Context, ref string, o ExecOptions) (code int,
 		return 0, fmt.Errorf("exec in container %s: %w", short(id), err)
 	}
 	e.emit(r, "exec_start", "execCommand", strings.Join(o.Args, " "))
-	exit, err := rt.Exec(ctx, runtime.ExecConfig{Process: process, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr})
+	exit, err := rt.Exec(ctx, runtime.ExecConfig{Process: process, Seccomp: r.Config.Security.Seccomp, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr})
 	if refused := new(runtime.StartError); errors.As(err, &refused) {
 		return refused.Code(), err
 	}

@@ -120,6 +120,26 @@ func TestSharedNamespaces(t *testing.T) {
 	}
 }
 
+// TestExecIsNoLessConfined runs a command in containers that have less than the
+// default.
+func TestExecIsNoLessConfined(t *testing.T) {
+	e := newEngine(t)
+	c := sh("sleep 600")
+	c.User = "plain"
+	c.Security.CapDrop = []string{"ALL"}
+	c.Security.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir", "mkdirat"}, Action: specs.ActErrno}}}
+	made, err := e.Run(t.Context(), c, Stdio{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for script, user := range map[string]string{"grep -q 'CapEff:.0*$' /proc/self/status": "0", "! mkdir /tmp/x": "0", "! mkdir /tmp/y": ""} {
+		code, err := e.Exec(t.Context(), made.ID, ExecOptions{Args: []string{"sh", "-c", script}, User: user})
+		if err != nil || code != 0 {
+			t.Errorf("%q as %q: %d, %v", script, user, code, err)
+		}
+	}
+}
+
 func TestRefusedOptions(t *testing.T) {
 	for name, change := range map[string]func(*ContainerConfig){
 		"sysctl kernel.core_pattern": func(c *ContainerConfig) { c.Security.Sysctls = map[string]string{"kernel.core_pattern": "|/x"} },

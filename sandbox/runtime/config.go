@@ -97,6 +97,8 @@ type ExecConfig struct {
 	// Process says what to run; its capabilities, user, environment, rlimits and
 	// working directory are those of the process alone.
 	Process *specs.Process
+	// Seccomp is the policy of the process; nil is the default one.
+	Seccomp *specs.LinuxSeccomp
 	// Stdin, Stdout and Stderr are handed to the process as they are; nil is /dev/null.
 	Stdin, Stdout, Stderr *os.File
 }

@@ -17,8 +17,8 @@ import (
 )
 
 // Exec runs one more process in the container and waits for its end; when ctx
-// ends the process is killed. The seccomp policy is the default one for the
-// process's capabilities.
+// ends the process is killed. The seccomp policy is e's, or the default one
+// for the process's capabilities.
 func (c *Container) Exec(ctx context.Context, e ExecConfig) (Exit, error) {
 	x, err := c.exec(ctx, e)
 	if err != nil {
@@ -99,7 +99,11 @@ func (c *Container) launchExec(h *client, e ExecConfig) error {
 	if err := groupFiles(l, p, c.group); err != nil {
 		return err
 	}
-	filter, err := seccomp.Compile(seccomp.Default(boundingOf(e.Process)))
+	policy := e.Seccomp
+	if policy == nil {
+		policy = seccomp.Default(boundingOf(e.Process))
+	}
+	filter, err := seccomp.Compile(policy)
 	if err != nil {
 		return err
 	}
