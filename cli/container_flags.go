@@ -296,9 +296,7 @@ func mountField(m *sandbox.Mount, key, value string, isSet bool) error {
 	case "bind-nonrecursive":
 		m.Flat = on
 	case "bind-propagation":
-		if value != "private" && value != "rprivate" {
-			return fmt.Errorf("bind-propagation %q: only private and rprivate, so that no mount of the container appears on the host", value)
-		}
+		m.Propagation = value
 	case "tmpfs-size":
 		n, err := parseSize(value)
 		if err != nil {

@@ -134,22 +134,17 @@ type inspectedState struct {
 	StartedAt, FinishedAt      string
 }
 
-type inspectedHost struct {
-	NetworkMode, UsernsMode     string
-	Memory, NanoCpus, PidsLimit int64
-	ReadonlyRootfs, AutoRemove  bool
-}
-
 type inspectedMount struct {
 	Type, Name, Source, Destination string
 	RW                              bool
+	Propagation                     string `json:",omitempty"`
 }
 
 type inspectedConfig struct {
-	Hostname, User, WorkingDir, Image, StopSignal string
-	Env, Cmd, Entrypoint                          []string
-	Labels                                        map[string]string
-	StopTimeout                                   int
+	Hostname, Domainname, User, WorkingDir, Image, StopSignal string
+	Env, Cmd, Entrypoint                                      []string
+	Labels                                                    map[string]string
+	StopTimeout                                               int
 }
 
 type inspectedNetwork struct {
@@ -174,13 +169,10 @@ func inspectContainer(e *sandbox.Engine, c sandbox.Container) inspected {
 	}
 	return inspected{
 		Id: c.ID, Created: stamp(c.Created), Path: c.Command[0], Args: c.Command[1:], State: state, Image: c.ImageID, Name: "/" + c.Name,
-		HostConfig: inspectedHost{
-			NetworkMode: c.Config.Network, UsernsMode: c.Config.UserNS, Memory: c.Config.Memory, NanoCpus: int64(c.Config.CPUs * 1e9),
-			PidsLimit: c.Config.Pids, ReadonlyRootfs: c.Config.ReadOnly, AutoRemove: c.Config.Remove,
-		},
-		Mounts: inspectMounts(e, c.Config.Mounts),
+		HostConfig: inspectHost(c.Config),
+		Mounts:     inspectMounts(e, c.Config.Mounts),
 		Config: inspectedConfig{
-			Hostname: c.Config.Hostname, User: c.Config.User, WorkingDir: c.Config.Workdir, Image: c.Image, StopSignal: c.Config.StopSignal,
+			Hostname: c.Config.Hostname, Domainname: c.Config.Domainname, User: c.Config.User, WorkingDir: c.Config.Workdir, Image: c.Image, StopSignal: c.Config.StopSignal,
 			Env: c.Config.Env, Cmd: c.Config.Args, Entrypoint: c.Config.Entrypoint, Labels: c.Labels, StopTimeout: int(c.Config.StopGrace.Seconds()),
 		},
 		NetworkSettings: inspectedNetwork{IPAddress: address, Networks: map[string]inspectedEndpoint{c.Config.Network: {address}}},
@@ -191,7 +183,10 @@ func inspectContainer(e *sandbox.Engine, c sandbox.Container) inspected {
 func inspectMounts(e *sandbox.Engine, mounts []sandbox.Mount) []inspectedMount {
 	list := []inspectedMount{}
 	for _, m := range mounts {
-		shown := inspectedMount{Type: "bind", Source: m.Source, Destination: m.Target, RW: !m.ReadOnly}
+		shown := inspectedMount{Type: "bind", Source: m.Source, Destination: m.Target, RW: !m.ReadOnly, Propagation: m.Propagation}
+		if m.Tmpfs {
+			shown.Type = "tmpfs"
+		}
 		if m.Volume {
 			shown.Type, shown.Name = "volume", m.Source
 			if v, err := e.Volumes().Get(m.Source); err == nil {

@@ -70,7 +70,7 @@ func (f *runFlags) define(c *cobra.Command) {
 	flags.StringVar(&f.config.Name, "name", "", "name of the container")
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment variable KEY=value, or KEY to pass one on")
 	flags.StringArrayVar(&f.envFiles, "env-file", nil, "file with lines KEY=value")
-	flags.StringArrayVarP(&f.volumes, "volume", "v", nil, "volume or host path: SOURCE:TARGET[:ro]")
+	flags.StringArrayVarP(&f.volumes, "volume", "v", nil, "volume or host path: SOURCE:TARGET[:OPTIONS], such as ro, nocopy or rslave")
 	flags.StringVarP(&f.memory, "memory", "m", "", "memory limit, such as 512m")
 	flags.Float64Var(&f.config.CPUs, "cpus", 0, "processors it may use, such as 1.5")
 	flags.Int64Var(&f.config.Pids, "pids-limit", 0, "processes it may have; -1 for no limit")
@@ -144,12 +144,12 @@ func readEnv(files, list []string) ([]string, error) {
 	return env, nil
 }
 
-// parseMount reads SOURCE:TARGET[:ro]. A source with a slash or a leading dot
+// parseMount reads SOURCE:TARGET[:OPTIONS]. A source with a slash or a leading dot
 // is a path on the host, which must exist; any other is a named volume.
 func parseMount(s string) (sandbox.Mount, error) {
 	parts := strings.Split(s, ":")
 	if len(parts) < 2 || len(parts) > 3 || parts[0] == "" {
-		return sandbox.Mount{}, fmt.Errorf("volume %q: want SOURCE:TARGET[:ro]", s)
+		return sandbox.Mount{}, fmt.Errorf("volume %q: want SOURCE:TARGET[:OPTIONS]", s)
 	}
 	m := sandbox.Mount{Source: parts[0], Target: parts[1], Volume: !strings.ContainsRune(parts[0], '/') && parts[0][0] != '.'}
 	if len(parts) == 3 {
@@ -158,6 +158,12 @@ func parseMount(s string) (sandbox.Mount, error) {
 			case "ro":
 				m.ReadOnly = true
 			case "rw":
+			case "private", "rprivate", "shared", "rshared", "slave", "rslave":
+				m.Propagation = option
+			case "nocopy":
+				m.NoCopy = true
+			case "noexec":
+				m.Options = append(m.Options, option)
 			default:
 				return sandbox.Mount{}, fmt.Errorf("volume %q: unknown option %q", s, option)
 			}

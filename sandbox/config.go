@@ -75,6 +75,9 @@ type Mount struct {
 	// NoCopy leaves a new volume empty, where it would begin as a copy of what
 	// the image has at its place.
 	NoCopy bool `json:"no_copy,omitempty"`
+	// Propagation of a bind's later mounts: private, shared, slave, or one of them for
+	// all below too, rprivate (the default), rshared, rslave (mount_namespaces(7)).
+	Propagation string `json:"propagation,omitempty"`
 	// Flat binds a host path without the mounts below it.
 	Flat bool `json:"flat,omitempty"`
 }

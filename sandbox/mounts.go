@@ -11,6 +11,10 @@ import (
 // checkOptions refuses options that mean nothing for the kind of mount, or that
 // the runtime would hand to the file system unseen.
 func (m *Mount) checkOptions() error {
+	kinds := []string{"", "private", "rprivate", "shared", "rshared", "slave", "rslave"}
+	if !slices.Contains(kinds, m.Propagation) || m.Propagation != "" && (m.Volume || m.Tmpfs) {
+		return fmt.Errorf("mount %s: propagation %q is not supported: a bind may have %s", m, m.Propagation, strings.Join(kinds[1:], ", "))
+	}
 	known := []string{"noexec", "exec"}
 	if m.Tmpfs {
 		known = append(known, "nosuid", "suid", "nodev", "dev", "noatime", "ro", "rw", "rprivate", "private")

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"naru/sandbox/runtime"
 )
@@ -67,6 +69,41 @@ func TestOptionsReachTheContainer(t *testing.T) {
 				t.Errorf("got %q (%+v), want %q", out, exit, test.want)
 			}
 		})
+	}
+}
+
+// TestPropagation mounts on the host what a running container is to see, or not.
+func TestPropagation(t *testing.T) {
+	e := newEngine(t)
+	dir := t.TempDir()
+	// A mount of its own, so that no other one is touched.
+	if err := errors.Join(unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"), unix.Mount("", dir, "", unix.MS_SHARED, "")); err != nil {
+		t.Skip("no mounts here: ", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	for want, kind := range map[string]string{"0": "", "1": "rslave"} {
+		at := filepath.Join(dir, "at"+want)
+		if err := os.Mkdir(at, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		c := sh("echo ready; while test ! -e /h/go" + want + "; do sleep 0.01; done; grep -c ' /h/at" + want + " ' /proc/self/mounts")
+		c.Mounts = []Mount{{Source: dir, Target: "/h", Propagation: kind}}
+		made := runReady(t, e, c)
+		if err := unix.Mount("tmpfs", at, "tmpfs", 0, "size=1m"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "go"+want), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := e.Wait(t.Context(), made.ID); err != nil {
+			t.Fatal(err)
+		}
+		if out := logOf(t, e, made.ID); out != "ready\n"+want+"\n" {
+			t.Errorf("propagation %q: %q", kind, out)
+		}
+		if err := unix.Unmount(at, 0); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -157,7 +194,10 @@ func TestRefusedOptions(t *testing.T) {
 		`option "suid,dev"`: func(c *ContainerConfig) {
 			c.Mounts = []Mount{{Target: "/t", Tmpfs: true, Options: []string{"suid,dev"}}}
 		},
-		"a tmpfs has no":       func(c *ContainerConfig) { c.Mounts = []Mount{{Target: "/t", Tmpfs: true, Source: "x"}} },
+		"a tmpfs has no": func(c *ContainerConfig) { c.Mounts = []Mount{{Target: "/t", Tmpfs: true, Source: "x"}} },
+		`propagation "shared"`: func(c *ContainerConfig) {
+			c.Mounts = []Mount{{Source: "v", Target: "/v", Volume: true, Propagation: "shared"}}
+		},
 		"set of cpus":          func(c *ContainerConfig) { c.Resources.CpusetCPUs = "2-1" },
 		"block io weight 5":    func(c *ContainerConfig) { c.Resources.BlkioWeight = 5 },
 		"it needs a memory":    func(c *ContainerConfig) { c.Resources.MemorySwap = -1 },

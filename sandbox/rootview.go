@@ -3,12 +3,12 @@ package sandbox
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 
+	"naru/internal/smallfile"
 	"naru/sandbox/runtime/overlay"
 )
 
@@ -93,19 +93,9 @@ func (v *rootView) readFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close() // read only: nothing can be lost
-	info, err := f.Stat()
+	data, err := smallfile.Read(f, maxAccountFile)
 	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s in the image is no regular file", path)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxAccountFile+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxAccountFile {
-		return nil, fmt.Errorf("%s in the image is larger than %d bytes", path, maxAccountFile)
+		return nil, fmt.Errorf("read from the image: %w", err)
 	}
 	return data, nil
 }

@@ -116,7 +116,7 @@ func (e *Engine) userMounts(r *record) ([]specs.Mount, error) {
 			}
 			source = v.Path
 		}
-		options := append([]string{"rbind", "rprivate", "nosuid", "nodev"}, m.Options...)
+		options := append([]string{"rbind", firstOf(m.Propagation, "rprivate"), "nosuid", "nodev"}, m.Options...)
 		if m.Flat {
 			options[0] = "bind"
 		}

@@ -5,13 +5,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"path"
 	"strings"
 
 	"github.com/moby/patternmatcher"
 	"github.com/moby/patternmatcher/ignorefile"
+
+	"naru/internal/smallfile"
 )
 
 // ignore is a .dockerignore file.
@@ -58,21 +59,7 @@ func (r *root) readFile(name string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close() // read only: nothing can be lost
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("/%s is no regular file", p)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxTextFile+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxTextFile {
-		return nil, fmt.Errorf("/%s is larger than %d bytes", p, maxTextFile)
-	}
-	return data, nil
+	return smallfile.Read(f, maxTextFile)
 }
 
 // why names the line that takes p out of the context; "" if none does.
