@@ -335,7 +335,10 @@ func (e *Engine) Remove(ctx context.Context, ref string, force bool) error {
 	if err != nil {
 		return err
 	}
-	if !force && (c.State == string(runtime.Running) || c.State == string(runtime.Paused) || c.State == StateDead) {
+	if !force && c.State == StateDead {
+		return fmt.Errorf("%w: %s can be removed by force only", ErrDamaged, firstOf(r.Name, short(id)))
+	}
+	if !force && (c.State == string(runtime.Running) || c.State == string(runtime.Paused)) {
 		return fmt.Errorf("%w: %s", ErrRunning, r.Name)
 	}
 	if err := e.delete(ctx, r); err != nil {
