@@ -4,7 +4,8 @@
 // The life of one event: its writer takes the lock of the file, mends a line that
 // a crash or a full disk cut off, appends its own by one write(2), and renames the
 // file to its older name when that has become too large. A follower reads both
-// files and then waits with inotify(7) for more. So the log is at most two files of
+// files and then waits with inotify(7) for more; it misses events only if both are
+// replaced while it does not get to run. So the log is at most two files of
 // half its bound; what is older is gone. It is not synced: after a power cut the
 // last events may be missing.
 package events
@@ -205,7 +206,8 @@ func (r *reader) read(ctx context.Context) error {
 	}
 }
 
-// renewed opens the file when the one that is read was renamed.
+// renewed opens what comes after the file that is read, when that was renamed: the
+// older of the two if it was renamed twice, else the newer.
 func (r *reader) renewed(now *source) (*source, error) {
 	info, err := os.Stat(r.log.path)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && now != nil && os.SameFile(now.info, info) {
@@ -213,6 +215,16 @@ func (r *reader) renewed(now *source) (*source, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if now != nil {
+		between, err := openIfThere(r.log.older())
+		if err != nil {
+			return nil, err
+		}
+		if between != nil && !os.SameFile(between.info, now.info) {
+			return between, nil
+		}
+		between.close()
 	}
 	return openIfThere(r.log.path)
 }

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -117,6 +118,7 @@ func TestFollowersLoseNothing(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	seen, enough := map[string]bool{}, errors.New("enough")
+	var written, read atomic.Int64
 	started, done := make(chan struct{}), make(chan error, 1)
 	go func() {
 		first := true
@@ -126,6 +128,7 @@ func TestFollowersLoseNothing(t *testing.T) {
 				close(started)
 			}
 			seen[e.ID] = true
+			read.Add(1)
 			if len(seen) == writers*each+1 {
 				return enough
 			}
@@ -143,8 +146,9 @@ func TestFollowersLoseNothing(t *testing.T) {
 				if err := l.Append(Event{Action: "start", ID: fmt.Sprint(w, "-", n)}); err != nil {
 					t.Error(err)
 				}
-				if n%50 == 0 {
-					time.Sleep(time.Millisecond) // a follower may fall behind one file, not two
+				written.Add(1)
+				for written.Load()-read.Load() > 300 && ctx.Err() == nil { // it may fall behind one file, not two
+					time.Sleep(time.Millisecond)
 				}
 			}
 		})
