@@ -1,71 +1,60 @@
 package seccomp
 
 import (
-	"fmt"
 	"math"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
-type compiler struct {
-	code  []unix.SockFilter
-	deflt uint32
-}
+// Offsets in struct seccomp_data, seccomp(2).
+const (
+	offNumber = 0
+	offArch   = 4
+	offArgs   = 16
+)
 
-func (c *compiler) emit(op uint16, jt, jf uint8, k uint32) {
+type assembler struct{ code []unix.SockFilter }
+
+func (c *assembler) emit(op uint16, jt, jf uint8, k uint32) {
 	c.code = append(c.code, unix.SockFilter{Code: op, Jt: jt, Jf: jf, K: k})
 }
 
-func (c *compiler) ret(v uint32) { c.emit(unix.BPF_RET|unix.BPF_K, 0, 0, v) }
+func (c *assembler) load(offset uint32) { c.emit(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, 0, 0, offset) }
+
+func (c *assembler) ret(v uint32) { c.emit(unix.BPF_RET|unix.BPF_K, 0, 0, v) }
 
 // tree is a binary search; every leaf ends in a return.
-func (c *compiler) tree(segs []segment) ([]unix.SockFilter, error) {
+func tree(segs []segment) []unix.SockFilter {
+	node := &assembler{}
 	if len(segs) == 1 {
-		leaf := &compiler{deflt: c.deflt}
-		if segs[0].rule == nil {
-			leaf.ret(segs[0].verdict)
-			return leaf.code, nil
-		}
-		err := leaf.arguments(segs[0].rule)
-		return leaf.code, err
+		node.arguments(segs[0])
+		return node.code
 	}
 	mid := len(segs) / 2
-	left, err := c.tree(segs[:mid])
-	if err != nil {
-		return nil, err
-	}
-	right, err := c.tree(segs[mid:])
-	if err != nil {
-		return nil, err
-	}
-	node := &compiler{}
+	left, right := tree(segs[:mid]), tree(segs[mid:])
 	if len(left) <= math.MaxUint8 {
 		node.emit(unix.BPF_JMP|unix.BPF_JGE|unix.BPF_K, uint8(len(left)), 0, segs[mid].from)
 	} else { // a conditional jump reaches 255 instructions
 		node.emit(unix.BPF_JMP|unix.BPF_JGE|unix.BPF_K, 0, 1, segs[mid].from)
 		node.emit(unix.BPF_JMP|unix.BPF_JA, 0, 0, uint32(len(left)))
 	}
-	return append(append(node.code, left...), right...), nil
+	return append(append(node.code, left...), right...)
 }
 
 // arguments tests each condition in order; the first that holds decides.
-func (c *compiler) arguments(r *rule) error {
-	for i, s := range r.conds {
-		body := &compiler{}
-		var misses []int // instructions whose failing branch leads to the next condition
-		for _, a := range s.Args {
-			m, err := body.compare(a)
-			if err != nil {
-				return err
-			}
-			misses = append(misses, m...)
+func (c *assembler) arguments(s segment) {
+	for _, cond := range s.conds {
+		body := &assembler{}
+		for _, a := range cond.args {
+			body.compare(a, s.narrow)
 		}
-		body.ret(r.verdict[i])
-		if len(body.code) > math.MaxUint8 {
-			return fmt.Errorf("compile seccomp policy: too many arguments for one rule of %v", s.Names)
+		if len(body.code) == 0 {
+			c.ret(cond.verdict) // it always holds
+			return
 		}
-		for _, at := range misses {
+		body.ret(cond.verdict)
+		for at := range body.code { // six tests are far below 255 instructions
 			in, off := &body.code[at], uint8(len(body.code)-at-1)
 			if in.Jt == missMark {
 				in.Jt = off
@@ -76,65 +65,98 @@ func (c *compiler) arguments(r *rule) error {
 		}
 		c.code = append(c.code, body.code...)
 	}
-	if r.fixed {
-		c.ret(r.always)
-	} else {
-		c.ret(c.deflt)
-	}
-	return nil
+	c.ret(s.verdict)
 }
 
 // missMark stands for the jump to the next condition until its distance is known.
 const missMark = math.MaxUint8
 
-// compare emits a test of one 64-bit argument by its halves and returns the
-// instructions that carry missMark.
-func (c *compiler) compare(a specs.LinuxSeccompArg) ([]int, error) {
-	if a.Index > 5 {
-		return nil, fmt.Errorf("compile seccomp policy: argument %d does not exist", a.Index)
+// compare emits a test of one argument by its halves; where it fails, it jumps to
+// missMark. All architectures are little endian. On those of 32 bits the values are
+// cut to that, so that -1 is -1 there too.
+func (c *assembler) compare(a specs.LinuxSeccompArg, narrow bool) {
+	t := halves{c: c, lo: offArgs + 8*uint32(a.Index), narrow: narrow}
+	mask := uint64(math.MaxUint64)
+	if narrow {
+		mask = math.MaxUint32
 	}
-	lo, hi := uint32(offArgs+8*a.Index), uint32(offArgs+8*a.Index+4) // both architectures are little endian
-	load := func(off uint32) { c.emit(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, 0, 0, off) }
-	and := func(mask uint32) { c.emit(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, 0, 0, mask) }
-	jump := func(op uint16, jt, jf uint8, k uint32) int {
-		c.emit(unix.BPF_JMP|op|unix.BPF_K, jt, jf, k)
-		return len(c.code) - 1
-	}
-	vlo, vhi := uint32(a.Value), uint32(a.Value>>32)
-	load(hi)
+	v := a.Value & mask
 	switch a.Op {
 	case specs.OpEqualTo:
-		m := jump(unix.BPF_JEQ, 0, missMark, vhi)
-		load(lo)
-		return []int{m, jump(unix.BPF_JEQ, 0, missMark, vlo)}, nil
-	case specs.OpNotEqual:
-		jump(unix.BPF_JEQ, 0, 2, vhi)
-		load(lo)
-		return []int{jump(unix.BPF_JEQ, missMark, 0, vlo)}, nil
+		t.equal(mask, v)
 	case specs.OpMaskedEqual:
-		and(vhi)
-		m := jump(unix.BPF_JEQ, 0, missMark, uint32(a.ValueTwo>>32))
-		load(lo)
-		and(vlo)
-		return []int{m, jump(unix.BPF_JEQ, 0, missMark, uint32(a.ValueTwo))}, nil
-	case specs.OpGreaterThan, specs.OpGreaterEqual:
-		op := uint16(unix.BPF_JGT)
-		if a.Op == specs.OpGreaterEqual {
-			op = unix.BPF_JGE
+		t.equal(v, a.ValueTwo&mask)
+	case specs.OpNotEqual:
+		t.notEqual(v)
+	case specs.OpGreaterThan:
+		t.greater(unix.BPF_JGT, v)
+	case specs.OpGreaterEqual:
+		if v > 0 {
+			t.greater(unix.BPF_JGE, v)
 		}
-		jump(unix.BPF_JGT, 3, 0, vhi)
-		m := jump(unix.BPF_JEQ, 0, missMark, vhi)
-		load(lo)
-		return []int{m, jump(op, 0, missMark, vlo)}, nil
-	case specs.OpLessThan, specs.OpLessEqual:
-		op := uint16(unix.BPF_JGE)
-		if a.Op == specs.OpLessEqual {
-			op = unix.BPF_JGT
+	case specs.OpLessThan:
+		t.less(unix.BPF_JGE, v)
+	case specs.OpLessEqual:
+		if v < mask {
+			t.less(unix.BPF_JGT, v)
 		}
-		m := jump(unix.BPF_JGT, missMark, 0, vhi)
-		jump(unix.BPF_JEQ, 0, 2, vhi)
-		load(lo)
-		return []int{m, jump(op, missMark, 0, vlo)}, nil
 	}
-	return nil, fmt.Errorf("compile seccomp policy: operator %q is not supported", a.Op)
+}
+
+// halves writes tests of the 64 bits at lo, or of the first 32.
+type halves struct {
+	c      *assembler
+	lo     uint32
+	narrow bool
+}
+
+func (t halves) jump(op uint16, jt, jf uint8, k uint32) {
+	t.c.emit(unix.BPF_JMP|op|unix.BPF_K, jt, jf, k)
+}
+
+// equal tests argument & mask == value, by the halves that the mask has.
+func (t halves) equal(mask, value uint64) {
+	half := func(at, mask, value uint32) {
+		if mask == 0 && value == 0 {
+			return
+		}
+		t.c.load(at)
+		if mask != math.MaxUint32 {
+			t.c.emit(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, 0, 0, mask)
+		}
+		t.jump(unix.BPF_JEQ, 0, missMark, value)
+	}
+	half(t.lo+4, uint32(mask>>32), uint32(value>>32))
+	half(t.lo, uint32(mask), uint32(value))
+}
+
+func (t halves) notEqual(v uint64) {
+	if !t.narrow {
+		t.c.load(t.lo + 4)
+		t.jump(unix.BPF_JEQ, 0, 2, uint32(v>>32))
+	}
+	t.c.load(t.lo)
+	t.jump(unix.BPF_JEQ, missMark, 0, uint32(v))
+}
+
+// greater tests > or, with BPF_JGE, >=.
+func (t halves) greater(op uint16, v uint64) {
+	if !t.narrow {
+		t.c.load(t.lo + 4)
+		t.jump(unix.BPF_JGT, 3, 0, uint32(v>>32))
+		t.jump(unix.BPF_JEQ, 0, missMark, uint32(v>>32))
+	}
+	t.c.load(t.lo)
+	t.jump(op, 0, missMark, uint32(v))
+}
+
+// less tests < by failing on BPF_JGE, or <= by failing on BPF_JGT.
+func (t halves) less(fail uint16, v uint64) {
+	if !t.narrow {
+		t.c.load(t.lo + 4)
+		t.jump(unix.BPF_JGT, missMark, 0, uint32(v>>32))
+		t.jump(unix.BPF_JEQ, 0, 2, uint32(v>>32))
+	}
+	t.c.load(t.lo)
+	t.jump(fail, missMark, 0, uint32(v))
 }

@@ -1,126 +1,142 @@
 package seccomp
 
 import (
+	"errors"
+	"fmt"
 	"slices"
-	"strings"
-	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
-// allowed are the system calls that need no capability and no look at their
-// arguments: the same set that Docker's default profile (moby/profiles v0.3.0)
-// allows, so that what runs in Docker runs here. Names that an architecture does not have are skipped.
-const allowed = `
-	accept accept4 access adjtimex alarm bind brk cachestat capget capset chdir chmod chown clock_adjtime
-	clock_getres clock_gettime clock_nanosleep close close_range connect copy_file_range creat dup dup2 dup3
-	epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait epoll_wait_old eventfd
-	eventfd2 execve execveat exit exit_group faccessat faccessat2 fadvise64 fallocate fanotify_mark fchdir fchmod
-	fchmodat fchmodat2 fchown fchownat fcntl fdatasync fgetxattr flistxattr flock fork fremovexattr fsetxattr
-	fstat fstatfs fsync ftruncate futex futex_requeue futex_wait futex_waitv futex_wake futimesat get_robust_list
-	get_thread_area getcpu getcwd getdents getdents64 getegid geteuid getgid getgroups getitimer getpeername
-	getpgid getpgrp getpid getppid getpriority getrandom getresgid getresuid getrlimit getrusage getsid
-	getsockname getsockopt gettid gettimeofday getuid getxattr getxattrat inotify_add_watch inotify_init
-	inotify_init1 inotify_rm_watch io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit ioctl
-	ioprio_get ioprio_set kill landlock_add_rule landlock_create_ruleset landlock_restrict_self lchown lgetxattr
-	link linkat listen listmount listxattr listxattrat llistxattr lremovexattr lseek lsetxattr lstat madvise
-	map_shadow_stack membarrier memfd_create memfd_secret mincore mkdir mkdirat mknod mknodat mlock mlock2
-	mlockall mmap mprotect mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink mremap mseal
-	msgctl msgget msgrcv msgsnd msync munlock munlockall munmap name_to_handle_at nanosleep newfstatat open openat
-	openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free pkey_mprotect poll ppoll prctl
-	pread64 preadv preadv2 prlimit64 process_mrelease pselect6 pwrite64 pwritev pwritev2 read readahead readlink
-	readlinkat readv recvfrom recvmmsg recvmsg remap_file_pages removexattr removexattrat rename renameat
-	renameat2 restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn
-	rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min
-	sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity
-	sched_setattr sched_setparam sched_setscheduler sched_yield seccomp select semctl semget semop semtimedop
-	sendfile sendmmsg sendmsg sendto set_robust_list set_thread_area set_tid_address setfsgid setfsuid setgid
-	setgroups setitimer setpgid setpriority setregid setresgid setresuid setreuid setrlimit setsid setsockopt
-	setuid setxattr setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 socketpair splice
-	stat statfs statmount statx symlink symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create
-	timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime times
-	tkill truncate umask uname unlink unlinkat uretprobe utime utimensat utimes vfork vmsplice wait4 waitid write
-	writev
-`
+const enosys = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
 
-var allowedNames = sync.OnceValue(func() []string { return strings.Fields(allowed) })
-
-// withCapability are system calls that are allowed to those who hold the capability.
-func withCapability() []capCalls {
-	return []capCalls{
-		{"CAP_DAC_READ_SEARCH", "open_by_handle_at"},
-		{"CAP_SYS_ADMIN", "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie lsm_get_self_attr " +
-			"lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount open_tree perf_event_open quotactl quotactl_fd " +
-			"setdomainname sethostname setns syslog umount2 unshare"},
-		{"CAP_SYS_BOOT", "reboot"},
-		{"CAP_SYS_CHROOT", "chroot"},
-		{"CAP_SYS_MODULE", "delete_module init_module finit_module"},
-		{"CAP_SYS_PACCT", "acct"},
-		{"CAP_SYS_PTRACE", "kcmp pidfd_getfd process_madvise"},
-		{"CAP_SYS_RAWIO", "iopl ioperm"},
-		{"CAP_SYS_TIME", "settimeofday clock_settime"},
-		{"CAP_SYS_TTY_CONFIG", "vhangup"},
-		{"CAP_SYS_NICE", "get_mempolicy mbind set_mempolicy set_mempolicy_home_node"},
-		{"CAP_SYSLOG", "syslog"},
-		{"CAP_BPF", "bpf"},
-		{"CAP_PERFMON", "perf_event_open"},
-	}
+// policy is a specs.LinuxSeccomp whose values are checked and turned into the kernel's.
+type policy struct {
+	deflt    uint32
+	rules    []rule
+	notifies bool
 }
 
-type capCalls struct{ capability, names string }
-
-// namespaceFlags are the CLONE_NEW* bits that clone(2) takes.
-const namespaceFlags = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC |
-	unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
-
-// families are the socket domains that may be made. Missing on purpose: AF_ALG
-// (the kernel's crypto interface, copy.fail) and AF_VSOCK (reaches the hypervisor
-// past every network namespace before Linux 7.0).
-func families() []uint64 {
-	return []uint64{
-		unix.AF_UNIX, unix.AF_INET, unix.AF_BRIDGE, unix.AF_ATMPVC, unix.AF_X25, unix.AF_INET6, unix.AF_NETBEUI,
-		unix.AF_SECURITY, unix.AF_KEY, unix.AF_NETLINK, unix.AF_PACKET, unix.AF_ASH, unix.AF_RDS, unix.AF_SNA,
-		unix.AF_PPPOX, unix.AF_LLC, unix.AF_IB, unix.AF_MPLS, unix.AF_CAN, unix.AF_TIPC, unix.AF_BLUETOOTH,
-		unix.AF_IUCV, unix.AF_RXRPC, unix.AF_PHONET, unix.AF_IEEE802154, unix.AF_NFC, unix.AF_KCM,
-		unix.AF_QIPCRTR, unix.AF_SMC, unix.AF_XDP, unix.AF_MCTP,
-	}
+// rule is one of the configuration.
+type rule struct {
+	names   []string
+	verdict uint32
+	args    []specs.LinuxSeccompArg
 }
 
-// personalities are the execution domains that change no security property:
-// PER_LINUX, PER_LINUX32, both with UNAME26, and the query.
-func personalities() []uint64 { return []uint64{0, 8, 0x20000, 0x20008, 0xffffffff} }
-
-// Default is the allow-list policy for a process with the given capabilities
-// ("CAP_CHOWN"). What is not listed fails with EPERM, what this package does not
-// know with ENOSYS.
-func Default(caps []string) *specs.LinuxSeccomp {
-	eperm, enosys := uint(unix.EPERM), uint(unix.ENOSYS)
-	p := &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, DefaultErrnoRet: &eperm}
-	add := func(action specs.LinuxSeccompAction, errno *uint, args []specs.LinuxSeccompArg, names ...string) {
-		p.Syscalls = append(p.Syscalls, specs.LinuxSyscall{Names: names, Action: action, ErrnoRet: errno, Args: args})
+func read(p *specs.LinuxSeccomp) (*policy, error) {
+	deflt, err := verdict(p.DefaultAction, p.DefaultErrnoRet)
+	if err != nil {
+		return nil, fmt.Errorf("default: %w", err)
 	}
-	add(specs.ActAllow, nil, nil, slices.Concat(allowedNames(), []string{"arch_prctl", "modify_ldt", "ptrace", "process_vm_readv", "process_vm_writev"})...)
-	for _, c := range withCapability() {
-		if slices.Contains(caps, c.capability) {
-			add(specs.ActAllow, nil, nil, strings.Fields(c.names)...)
+	out := &policy{deflt: deflt}
+	if p.DefaultAction == specs.ActNotify {
+		return nil, fmt.Errorf("defaultAction: %q: not even the answer could be waited for", p.DefaultAction)
+	}
+	for i, s := range p.Syscalls {
+		r := rule{names: s.Names, args: s.Args}
+		if r.verdict, err = verdict(s.Action, s.ErrnoRet); err == nil {
+			err = checkRule(s)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("syscalls[%d]: %w", i, err)
+		}
+		out.notifies = out.notifies || s.Action == specs.ActNotify
+		for _, alone := range apart(r) {
+			out.rules = append(out.rules, alone)
 		}
 	}
-	// Typing on a terminal that somebody else reads: refused whatever the upper half
-	// of the argument holds, which the kernel ignores (CVE-2017-5226, CVE-2019-10063).
-	for _, request := range []uint64{unix.TIOCSTI, unix.TIOCLINUX} {
-		add(specs.ActErrno, &eperm, []specs.LinuxSeccompArg{{Index: 1, Value: 0xffffffff, ValueTwo: request, Op: specs.OpMaskedEqual}}, "ioctl")
+	if p.ListenerMetadata != "" && p.ListenerPath == "" {
+		return nil, fmt.Errorf("listenerMetadata: %q: without a listenerPath", p.ListenerMetadata)
 	}
-	for _, f := range families() {
-		add(specs.ActAllow, nil, []specs.LinuxSeccompArg{{Index: 0, Value: f, Op: specs.OpEqualTo}}, "socket")
+	if out.notifies && p.ListenerPath == "" {
+		return nil, errors.New("listenerPath: missing, and there are rules with SCMP_ACT_NOTIFY")
 	}
-	for _, v := range personalities() {
-		add(specs.ActAllow, nil, []specs.LinuxSeccompArg{{Index: 0, Value: v, Op: specs.OpEqualTo}}, "personality")
+	return out, nil
+}
+
+func checkRule(s specs.LinuxSyscall) error {
+	if len(s.Names) == 0 || slices.Contains(s.Names, "") {
+		return errors.New("names: a rule needs names")
 	}
-	if !slices.Contains(caps, "CAP_SYS_ADMIN") {
-		add(specs.ActAllow, nil, []specs.LinuxSeccompArg{{Index: 0, Value: namespaceFlags, ValueTwo: 0, Op: specs.OpMaskedEqual}}, "clone")
-		// Flags of clone3 lie behind a pointer, where a filter cannot look; libc falls back to clone on ENOSYS only.
-		add(specs.ActErrno, &enosys, nil, "clone3")
+	if s.Action == specs.ActNotify && slices.Contains(s.Names, "write") {
+		return errors.New("SCMP_ACT_NOTIFY of write: the runtime itself would wait for the answer")
 	}
-	return p
+	for i, a := range s.Args {
+		if a.Index > 5 {
+			return fmt.Errorf("args[%d].index: %d: calls have six arguments, from 0", i, a.Index)
+		}
+		if !slices.Contains(Operators(), a.Op) {
+			return fmt.Errorf("args[%d].op: %q is not known", i, a.Op)
+		}
+	}
+	return nil
+}
+
+// apart splits a rule that has two conditions on one argument: one of them is enough.
+func apart(r rule) []rule {
+	var seen [6]bool
+	twice := false
+	for _, a := range r.args {
+		twice = twice || seen[a.Index]
+		seen[a.Index] = true
+	}
+	if !twice {
+		return []rule{r}
+	}
+	var list []rule
+	for i := range r.args {
+		list = append(list, rule{names: r.names, verdict: r.verdict, args: r.args[i : i+1]})
+	}
+	return list
+}
+
+// verdict is what the filter returns for an action.
+func verdict(a specs.LinuxSeccompAction, errno *uint) (uint32, error) {
+	limit := uint(0)
+	switch a {
+	case specs.ActErrno:
+		limit = 4095 // the kernel's MAX_ERRNO
+	case specs.ActTrace:
+		limit = unix.SECCOMP_RET_DATA
+	}
+	data := uint32(unix.EPERM)
+	if errno != nil {
+		if *errno > limit {
+			return 0, fmt.Errorf("errnoRet: %d: action %s takes up to %d", *errno, a, limit)
+		}
+		data = uint32(*errno)
+	}
+	switch a {
+	case specs.ActErrno:
+		return unix.SECCOMP_RET_ERRNO | data, nil
+	case specs.ActTrace:
+		return unix.SECCOMP_RET_TRACE | data, nil
+	case specs.ActAllow:
+		return unix.SECCOMP_RET_ALLOW, nil
+	case specs.ActKill, specs.ActKillThread:
+		return unix.SECCOMP_RET_KILL_THREAD, nil
+	case specs.ActKillProcess:
+		return unix.SECCOMP_RET_KILL_PROCESS, nil
+	case specs.ActTrap:
+		return unix.SECCOMP_RET_TRAP, nil
+	case specs.ActLog:
+		return unix.SECCOMP_RET_LOG, nil
+	case specs.ActNotify:
+		return unix.SECCOMP_RET_USER_NOTIF, nil
+	}
+	return 0, fmt.Errorf("action: %q is not known", a)
+}
+
+// Operators are the comparisons of arguments that Build knows.
+func Operators() []specs.LinuxSeccompOperator {
+	return []specs.LinuxSeccompOperator{specs.OpNotEqual, specs.OpLessThan, specs.OpLessEqual, specs.OpEqualTo,
+		specs.OpGreaterEqual, specs.OpGreaterThan, specs.OpMaskedEqual}
+}
+
+// Actions are the actions that Build knows.
+func Actions() []specs.LinuxSeccompAction {
+	return []specs.LinuxSeccompAction{specs.ActKill, specs.ActKillProcess, specs.ActKillThread, specs.ActTrap,
+		specs.ActErrno, specs.ActTrace, specs.ActAllow, specs.ActLog, specs.ActNotify}
 }
