@@ -43,9 +43,7 @@ func read(p *specs.LinuxSeccomp) (*policy, error) {
 			return nil, fmt.Errorf("syscalls[%d]: %w", i, err)
 		}
 		out.notifies = out.notifies || s.Action == specs.ActNotify
-		for _, alone := range apart(r) {
-			out.rules = append(out.rules, alone)
-		}
+		out.rules = append(out.rules, apart(r)...)
 	}
 	if p.ListenerMetadata != "" && p.ListenerPath == "" {
 		return nil, fmt.Errorf("listenerMetadata: %q: without a listenerPath", p.ListenerMetadata)

@@ -1,7 +1,6 @@
 package seccomp
 
 import (
-	"cmp"
 	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -27,12 +26,6 @@ type segment struct {
 	verdict uint32
 	conds   []cond
 	narrow  bool
-}
-
-// numbered is a rule of one call.
-type numbered struct {
-	number uint32
-	rule   *rule
 }
 
 // segments lists the ranges of all numbers in order, the first from 0.
@@ -85,13 +78,21 @@ func (p *policy) unknown() uint32 {
 // calls are the rules by number, in order, and the highest number that the policy
 // names, if it names one.
 func (p *policy) calls(a arch) (calls []call, newest *uint32) {
-	items := make([]numbered, 0, 512)
 	var behind map[string]multiplexer
 	if a.name == specs.ArchX86 {
 		behind = multiplexed()
 	}
+	rules := make([]*rule, 0, len(p.rules))
+	keys := make([]uint64, 0, 512) // the number, and below it the place in rules: one sort keeps their order
+	add := func(number uint32, r *rule) {
+		if rules[len(rules)-1] != r {
+			rules = append(rules, r)
+		}
+		keys = append(keys, uint64(number)<<32|uint64(len(rules)-1))
+	}
 	for i := range p.rules {
 		r := &p.rules[i]
+		rules = append(rules, r)
 		for _, name := range r.names {
 			n, ok := a.number(name)
 			if !ok {
@@ -100,58 +101,55 @@ func (p *policy) calls(a arch) (calls []call, newest *uint32) {
 			if (newest == nil || n > *newest) && (a.private == 0 || n < a.private) {
 				newest = &n
 			}
-			items = append(items, numbered{n, r})
+			add(n, r)
 		}
-		items = append(items, p.multiplex(a, r, behind)...)
+		p.multiplex(a, r, behind, add)
 	}
-	slices.SortStableFunc(items, func(x, y numbered) int { return cmp.Compare(x.number, y.number) })
-	for len(items) > 0 {
+	slices.Sort(keys)
+	for len(keys) > 0 {
+		c := call{number: uint32(keys[0] >> 32), verdict: p.deflt}
 		n := 1
-		for n < len(items) && items[n].number == items[0].number {
+		for n < len(keys) && uint32(keys[n]>>32) == c.number {
 			n++
 		}
-		if c, ok := p.together(items[:n]); ok {
+		if p.together(&c, rules, keys[:n]) {
 			calls = append(calls, c)
 		}
-		items = items[n:]
+		keys = keys[n:]
 	}
 	return calls, newest
 }
 
 // together is what the rules of one call mean; false if that is the default.
-func (p *policy) together(items []numbered) (call, bool) {
-	c := call{number: items[0].number, verdict: p.deflt}
-	matters := false
-	for _, it := range items {
-		r := it.rule
+func (p *policy) together(c *call, rules []*rule, keys []uint64) (matters bool) {
+	for _, k := range keys {
+		r := rules[uint32(k)]
 		if len(r.args) == 0 && r.verdict != p.deflt {
-			return call{number: c.number, verdict: r.verdict}, true
+			c.conds, c.verdict = nil, r.verdict
+			return true
 		}
 		if len(r.args) > 0 {
 			c.conds = append(c.conds, cond{r.args, r.verdict})
 			matters = matters || r.verdict != p.deflt
 		}
 	}
-	return c, matters
+	return matters
 }
 
-// multiplex is the rule once more, for 386's calls of calls. A rule about arguments,
+// multiplex adds the rule once more, for 386's calls of calls. A rule about arguments,
 // which cannot be seen there, holds whatever they are if it is stricter than the
 // default, and not at all if it is not.
-func (p *policy) multiplex(a arch, r *rule, behind map[string]multiplexer) (items []numbered) {
+func (p *policy) multiplex(a arch, r *rule, behind map[string]multiplexer, add func(uint32, *rule)) {
 	if behind == nil || len(r.args) > 0 && !stricter(r.verdict, p.deflt) {
-		return nil
+		return
 	}
 	for _, name := range r.names {
-		m, ok := behind[name]
-		if !ok {
-			continue
+		if m, ok := behind[name]; ok {
+			n, _ := a.number(m.call)
+			args := []specs.LinuxSeccompArg{{Index: 0, Op: specs.OpMaskedEqual, Value: m.mask, ValueTwo: m.value}}
+			add(n, &rule{verdict: r.verdict, args: args})
 		}
-		n, _ := a.number(m.call)
-		args := []specs.LinuxSeccompArg{{Index: 0, Op: specs.OpMaskedEqual, Value: m.mask, ValueTwo: m.value}}
-		items = append(items, numbered{n, &rule{verdict: r.verdict, args: args}})
 	}
-	return items
 }
 
 // stricter compares verdicts as the kernel does among filters: their actions are
