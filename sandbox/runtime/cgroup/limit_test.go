@@ -128,6 +128,7 @@ var (
 func TestCreateWritesWhatTheSpecNames(t *testing.T) {
 	const mib = 1 << 20
 	r := &specs.LinuxResources{
+		//lint:ignore SA1019 shows that it is let pass
 		Memory: &specs.LinuxMemory{Limit: ptr(int64(64 * mib)), Swap: ptr(int64(80 * mib)), Reservation: ptr(int64(32 * mib)), Kernel: ptr(int64(mib))},
 		CPU:    &specs.LinuxCPU{Shares: ptr(uint64(1024)), Quota: ptr(int64(50000)), Period: ptr(uint64(200000)), Burst: ptr(uint64(20000)), Cpus: "0", Mems: "0"},
 		Pids:   &specs.LinuxPids{Limit: ptr(int64(77))},
@@ -205,7 +206,7 @@ func TestUpdateRaisesAndLowers(t *testing.T) {
 	const mib = 1 << 20
 	g := group(t, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(64 * mib)), Swap: ptr(int64(64 * mib))},
 		CPU: &specs.LinuxCPU{Quota: ptr(int64(50000)), Period: ptr(uint64(100000)), Burst: ptr(uint64(10000))}})
-	run(t, g, "sleep 100")
+	run(t, g, "exec sleep 100")
 	for _, mb := range []int64{128, 32, 256, 16} {
 		r := &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(mb * mib), Swap: ptr(2 * mb * mib)}}
 		if err := g.Update(r); err != nil {
@@ -368,7 +369,7 @@ func TestParentsAndUsedGroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(t, g, "sleep 100")
+	run(t, g, "exec sleep 100")
 	if _, err := h.Create(parent+"/made", nil); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Error("a group with processes below was accepted:", err)
 	}

@@ -37,12 +37,12 @@ type CPUStats struct {
 
 // MemoryStats are bytes, but for the two counts.
 type MemoryStats struct {
-	Usage     uint64            `json:"usage"` // Total without inactive file pages, as Docker shows it
-	Total     uint64            `json:"total"` // as the kernel counts
-	Max       uint64            `json:"max"`   // the highest Total; on v2 since Linux 5.19
-	Limit     uint64            `json:"limit"` // math.MaxUint64 is none
-	Swap      uint64            `json:"swap"`  // swap alone
-	FailCount uint64            `json:"failCount"`
+	Usage     uint64            `json:"usage"`     // Total without inactive file pages, as Docker shows it
+	Total     uint64            `json:"total"`     // as the kernel counts
+	Max       uint64            `json:"max"`       // the highest Total; on v2 since Linux 5.19
+	Limit     uint64            `json:"limit"`     // math.MaxUint64 is none
+	Swap      uint64            `json:"swap"`      // swap alone
+	FailCount uint64            `json:"failCount"` // how often a limit was met
 	OOMKills  uint64            `json:"oomKills"`
 	Detail    map[string]uint64 `json:"detail,omitempty"` // memory.stat as it is
 	Pressure  *Pressure         `json:"pressure,omitempty"`
@@ -194,11 +194,13 @@ func memoryV1(dir string, m *MemoryStats) (err error) {
 		m.Limit = math.MaxUint64
 	}
 	both, err := readNumber(dir, "memory.memsw.usage_in_bytes")
-	m.Swap = both - min(m.Total, both)
 	if gone(err) {
-		err = nil // no swap accounting
+		return nil // no swap accounting
 	}
-	return err
+	m.Swap = both - min(m.Total, both)
+	fails, err2 := readNumber(dir, "memory.memsw.failcnt") // the one that counts where both limits are the same
+	m.FailCount += fails
+	return errors.Join(err, err2)
 }
 
 func memoryV2(dir string, m *MemoryStats) (err error) {
