@@ -22,7 +22,7 @@ func usual() []specs.LinuxDeviceCgroup {
 }
 
 // BenchmarkDevices is the part of a start that device rules cost, by v1 files and by
-// the program.
+// the program beside another container with the same.
 func BenchmarkDevices(b *testing.B) {
 	h, err := Detect()
 	if err != nil || os.Geteuid() != 0 {
@@ -33,9 +33,19 @@ func BenchmarkDevices(b *testing.B) {
 			if h.Unified == "" && h.V1["devices"] == "" {
 				b.Skip("not on this machine")
 			}
+			parent := "naru-bench-" + strconv.Itoa(os.Getpid()) + "/"
+			keep, err := h.Create(parent+"another", &specs.LinuxResources{Devices: usual()})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer func() {
+				if err := keep.Remove(); err != nil {
+					b.Error(err)
+				}
+			}()
 			for i := 0; b.Loop(); i++ {
 				b.StopTimer()
-				g, err := h.Create("naru-bench-"+strconv.Itoa(os.Getpid())+"-"+strconv.Itoa(i), nil)
+				g, err := h.Create(parent+strconv.Itoa(i), nil)
 				if err != nil {
 					b.Fatal(err)
 				}
