@@ -257,11 +257,12 @@ func (s *soloing) filter(got *prepared) (err error) {
 	if l == nil {
 		return nil
 	}
-	if got.filter, err = seccomp.Compile(l); err != nil {
+	f, err := seccomp.Build(l)
+	if err != nil {
 		return fmt.Errorf("linux.seccomp: %w", err)
 	}
-	s.solo.filterFlags, err = filterFlags(l)
-	return err
+	got.filter, s.solo.filterFlags = f.Program, uint64(f.Flags)
+	return nil
 }
 
 // fifos make the gate and the status line of the start.

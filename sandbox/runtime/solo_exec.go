@@ -120,12 +120,11 @@ func (x *soloExec) prepare(init Solo) (err error) {
 		return err
 	}
 	if policy := x.Spec.Linux.Seccomp; policy != nil {
-		if e.filter, err = seccomp.Compile(policy); err != nil {
+		f, err := seccomp.Build(policy)
+		if err != nil {
 			return fmt.Errorf("linux.seccomp: %w", err)
 		}
-		if x.solo.filterFlags, err = filterFlags(policy); err != nil {
-			return err
-		}
+		e.filter, x.solo.filterFlags = f.Program, uint64(f.Flags)
 	}
 	if x.solo.label, x.solo.labelFile, err = securityLabel(x.Process); err != nil {
 		return err

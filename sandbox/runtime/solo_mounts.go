@@ -90,35 +90,6 @@ func soloNamespaces(spec *specs.Spec) (flags uint64, join []specs.LinuxNamespace
 	return flags &^ unix.CLONE_NEWCGROUP, join, nil
 }
 
-// filterFlags are those of seccomp(2) for a policy.
-func filterFlags(s *specs.LinuxSeccomp) (flags uint64, err error) {
-	known := map[specs.LinuxSeccompFlag]uint64{
-		"SECCOMP_FILTER_FLAG_TSYNC": 0, // one thread loads it, before there is another
-		"SECCOMP_FILTER_FLAG_LOG":   unix.SECCOMP_FILTER_FLAG_LOG, "SECCOMP_FILTER_FLAG_SPEC_ALLOW": unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-		"SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
-	}
-	for _, f := range s.Flags {
-		bit, ok := known[f]
-		if !ok {
-			return 0, fmt.Errorf("linux.seccomp.flags: unknown flag %q", f)
-		}
-		flags |= bit
-	}
-	notify := s.DefaultAction == specs.ActNotify
-	for _, r := range s.Syscalls {
-		notify = notify || r.Action == specs.ActNotify
-	}
-	if notify && s.ListenerPath == "" {
-		return 0, errors.New("linux.seccomp.listenerPath: SCMP_ACT_NOTIFY needs one")
-	}
-	if notify {
-		flags |= unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
-	} else {
-		flags &^= unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV // only with a listener, seccomp(2)
-	}
-	return flags, nil
-}
-
 // security finds out how a label of the spec is set on this machine.
 func (s *soloing) security(*prepared) (err error) {
 	s.solo.label, s.solo.labelFile, err = securityLabel(s.SoloConfig.Spec.Process)

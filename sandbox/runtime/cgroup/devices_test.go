@@ -64,7 +64,7 @@ func TestLoadUnderSignals(t *testing.T) {
 		t.Skip("needs root")
 	}
 	var rules []deviceRule
-	for i := range int64(300) { // long enough for the verifier to look for signals
+	for i := range int64(120) { // long enough for the verifier to look for signals
 		rules = append(rules, deviceRule{allow: i%2 == 0, kind: 'c', major: i, minor: anyNumber, bits: 6})
 	}
 	code := deviceProgram(rules)
@@ -80,7 +80,7 @@ func TestLoadUnderSignals(t *testing.T) {
 			}
 		}
 	})
-	for range 40 {
+	for range 20 {
 		fd, err := loadBPF(code)
 		if err != nil {
 			t.Error(err)
