@@ -13,8 +13,8 @@
 // What rules of one call mean together is what runc and libseccomp make of it:
 //
 //   - names that an architecture does not have are skipped;
-//   - a rule without arguments decides, whatever rules with arguments there are; the
-//     first one, and one that says the same as the default counts for nothing;
+//   - a rule without arguments decides, whatever rules with arguments there are; of two
+//     the first, and one that says the same as the default counts for nothing;
 //   - otherwise the rules with arguments are asked in order, and the first decides
 //     whose conditions all hold; when none does, the default;
 //   - a rule with two conditions on one argument is as many rules as conditions.
