@@ -55,7 +55,7 @@ func (r Runtime) Create(ctx context.Context, o CreateOptions) error {
 	}
 	defer l.release()
 	if err := r.create(ctx, o, bundle, spec); err != nil {
-		return errors.Join(err, r.remove(o.ID))
+		return errors.Join(startError(spec.Process, err), r.remove(o.ID))
 	}
 	return nil
 }

@@ -61,8 +61,8 @@ func mountDev(m specs.Mount, spec *specs.Spec, ids idMap) (*os.File, error) {
 
 func populateDev(dev *os.File, spec *specs.Spec, ids idMap) error {
 	for _, d := range append(defaultDevices(), spec.Linux.Devices...) {
-		if !strings.HasPrefix(d.Path, "/dev/") {
-			continue // elsewhere in the root: the init makes it
+		if _, link := devLinks()[strings.TrimPrefix(d.Path, "/dev/")]; link || !strings.HasPrefix(d.Path, "/dev/") {
+			continue // a link, ptmx above all; or elsewhere in the root, where the init makes it
 		}
 		if err := makeNode(dev, d, ids); err != nil {
 			return fmt.Errorf("make %s: %w", d.Path, err)

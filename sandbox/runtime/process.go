@@ -199,6 +199,23 @@ func (p *program) exec(proc *specs.Process, s *solo) {
 	p.add(step.Call(stepExec, step.Fail))
 }
 
+// findProgram refuses at the creation a program that is not there, which engines
+// expect there; the start may still find that it cannot be run.
+func (p *program) findProgram(proc *specs.Process, s *solo) {
+	if s == nil {
+		return
+	}
+	files := candidates(proc)
+	for i, file := range files {
+		if !strings.HasPrefix(file, "/") {
+			file = path.Join("/", proc.Cwd, file)
+		}
+		p.add(step.Call(stepExec, unix.SYS_FACCESSAT, step.I(unix.AT_FDCWD), step.S(file), step.I(unix.X_OK)).Must(step.Sticky).Then(len(files)-i).
+			On(-int(unix.ENOENT), 0).On(-int(unix.ENOTDIR), 0).On(-int(unix.EACCES), 0))
+	}
+	p.add(step.Call(stepExec, step.Fail))
+}
+
 func candidates(proc *specs.Process) []string {
 	if strings.Contains(proc.Args[0], "/") {
 		return proc.Args[:1]

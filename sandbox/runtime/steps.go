@@ -60,6 +60,7 @@ func (p *program) init(spec *specs.Spec, got prepared) {
 	p.halt(got.solo)
 	p.pivot(spec)
 	p.names(spec)
+	p.findProgram(spec.Process, got.solo)
 	p.terminal(spec.Process, got.solo)
 	p.sealDev(spec, got.solo)
 	p.machine(spec.Linux)
@@ -159,7 +160,7 @@ func (p *program) mount(m specs.Mount, spec *specs.Spec, bound *os.File, dir boo
 		strict = unix.RESOLVE_NO_SYMLINKS
 	}
 	if bound != nil {
-		p.renew = p.solo
+		p.renew = p.solo && hasNamespace(spec, specs.MountNamespace)
 		p.attach(p.file(bound), m.Destination, dir, strict)
 		p.renew = false
 		if o := parseOptions(m.Options); p.solo && o.propagation == unix.MS_UNBINDABLE {
