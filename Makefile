@@ -9,10 +9,10 @@ VM      := $(TESTING) qemu-system-x86 e2fsprogs kmod xz-utils
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help build init demo test race test-vm test-vm-smoke lint check bench fuzz clean
+.PHONY: help build init demo test race test-vm test-vm-smoke lint check bench oci-validation oci-engines fuzz clean
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: init ## bin/naru, with the small init program embedded
 	$(GO) build -trimpath -ldflags '-s -w -X naru/cli.version=$(VERSION)' -o bin/naru .
@@ -57,6 +57,15 @@ check: lint test race test-vm-smoke ## what CI runs
 bench: build ## side-by-side figures: make bench
 	@scripts/deps $(RUNTIME) runc gcc libc6-dev
 	@$(GO) run ./bench
+
+# The suite leaks mounts: it gets a mount namespace that goes with it.
+oci-validation: build ## the OCI runtime-tools suite against runc and `naru oci`; writes bench/oci/validation.md
+	@scripts/deps $(RUNTIME) runc util-linux
+	@unshare -m --propagation private $(GO) run ./scripts/ocivalidation -table bench/oci/validation.md
+
+oci-engines: build ## Docker and Podman drive `naru oci`
+	@scripts/deps $(TESTING) docker.io podman
+	NARU_ENGINES=1 $(GO) test -count=1 -run TestEngines -v ./cli
 
 fuzz: ## every fuzz target for T (30s)
 	@for target in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \

@@ -25,12 +25,13 @@ func execute(l *Launch, fds []int) {
 
 type executor struct {
 	child
-	pid   int  // whose end counts; the grandchild's once it is known
-	known bool // pid is the grandchild's
-	waits bool // the grandchild is at its gate
-	solo  bool // leaves once the grandchild runs
-	code  step.Code
-	msg   [16]byte
+	pid    int  // whose end counts; the grandchild's once it is known
+	known  bool // pid is the grandchild's
+	waits  bool // the grandchild is at its gate
+	solo   bool // leaves once the grandchild runs
+	failed bool // it never did: it is reaped here
+	code   step.Code
+	msg    [16]byte
 }
 
 func (x *executor) run() {
@@ -45,7 +46,7 @@ func (x *executor) run() {
 			break
 		}
 	}
-	if x.solo {
+	if x.solo && !x.failed {
 		syscall.Exit(0)
 	}
 	for {
@@ -99,6 +100,7 @@ func (x *executor) report() bool {
 	case 'R':
 		x.waits = true
 	default:
+		x.failed = true
 		reply32(Control, ReplyFailed, d.U32(), x.code.Name(int(x.msg[2])|int(x.msg[3])<<8))
 		return false
 	}

@@ -195,6 +195,8 @@ func checkMounts(s *specs.Spec) error {
 		to := filepath.Clean("/" + m.Destination)
 		o := parseOptions(m.Options)
 		switch {
+		case strings.HasPrefix(m.Type, "cgroup") && !o.bind && !hasNamespace(s, specs.MountNamespace):
+			return fmt.Errorf("mounts[%d].type: %q needs a mount namespace", i, m.Type)
 		case to == "/":
 			return fmt.Errorf("mounts[%d].destination: %q is no path below /", i, m.Destination)
 		case strings.HasPrefix(to, "/proc/") && !slices.Contains(inProc, to):

@@ -201,7 +201,9 @@ func (s *soloing) groups(got *prepared) error {
 		return err
 	}
 	got.tasks, got.cgroup = s.tasks, s.views
-	return groupFiles(s.launch, s.prog, s.group)
+	err = groupFiles(s.launch, s.prog, s.group)
+	s.launch.Kill = monitor.None // nothing but the init is there before the commit, and another container may use the group at once
+	return err
 }
 
 // namespaces sorts those of the spec by who can enter or make them. A namespace of
@@ -246,7 +248,7 @@ func timeNamespace(offsets map[string]specs.LinuxTimeOffset) step.Program {
 	}
 	p := step.Program{
 		step.Call("unshare time namespace", unix.SYS_UNSHARE, step.I(unix.CLONE_NEWTIME)),
-		step.Call(name, unix.SYS_OPENAT, step.I(unix.AT_FDCWD), step.S("/proc/thread-self/timens_offsets"), step.I(unix.O_WRONLY|unix.O_CLOEXEC)).Into(regTarget),
+		step.Call(name, unix.SYS_OPENAT, step.I(unix.AT_FDCWD), step.S("/proc/self/timens_offsets"), step.I(unix.O_WRONLY|unix.O_CLOEXEC)).Into(regTarget),
 		step.Call(name, unix.SYS_WRITE, step.R(regTarget), step.S(text), step.I(len(text))),
 	}
 	return append(p, closeReg(regTarget)...)
