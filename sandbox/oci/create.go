@@ -112,7 +112,8 @@ func (r Runtime) create(ctx context.Context, o CreateOptions, bundle string, spe
 			return writePid(o.PidFile, init.Pid)
 		},
 	}
-	if h := spec.Hooks; h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) > 0 { //nolint:staticcheck // prestart is deprecated, and Docker's
+	//lint:ignore SA1019 prestart is deprecated in the specification, and Docker's
+	if h := spec.Hooks; h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) > 0 {
 		c.Halt = func(ctx context.Context, init runtime.Identity) error {
 			stops = true
 			return createHooks(ctx, h, init, state(init.Pid, specs.StateCreated))

@@ -20,7 +20,8 @@ import (
 // createHooks runs the hooks of the creation, in the order of runtime-spec: prestart,
 // createRuntime, and in the container's namespaces createContainer.
 func createHooks(ctx context.Context, h *specs.Hooks, init runtime.Identity, s specs.State) error {
-	if err := runHooks(ctx, "prestart", h.Prestart, s, nil); err != nil { //nolint:staticcheck // deprecated, and Docker's
+	//lint:ignore SA1019 prestart is deprecated in the specification, and Docker's
+	if err := runHooks(ctx, "prestart", h.Prestart, s, nil); err != nil {
 		return err
 	}
 	if err := runHooks(ctx, "createRuntime", h.CreateRuntime, s, nil); err != nil {

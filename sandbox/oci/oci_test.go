@@ -46,12 +46,11 @@ func TestMain(m *testing.M) {
 // bed is a runtime with one bundle.
 type bed struct {
 	oci.Runtime
-	t       *testing.T
-	bundle  string
-	config  *specs.Spec
-	out     *os.File
-	warned  []string
-	removed bool
+	t      *testing.T
+	bundle string
+	config *specs.Spec
+	out    *os.File
+	warned []string
 }
 
 // newBed makes a bundle whose root is a busybox; change may change its config.
@@ -293,7 +292,8 @@ func hookBed(t *testing.T) (*bed, string) {
 		return []specs.Hook{{Path: program, Args: []string{"sh", "-c", script}, Env: []string{"PATH=/bin:/usr/bin"}}}
 	}
 	b.config.Hooks = &specs.Hooks{
-		Prestart: hook("prestart", busybox, order), CreateRuntime: hook("createRuntime", busybox, order), //nolint:staticcheck // prestart is deprecated, and Docker's
+		//lint:ignore SA1019 prestart is deprecated in the specification, and Docker's
+		Prestart: hook("prestart", busybox, order), CreateRuntime: hook("createRuntime", busybox, order),
 		CreateContainer: hook("createContainer", busybox, order), StartContainer: hook("startContainer", "/bin/busybox", "/order"),
 		Poststart: hook("poststart", busybox, order), Poststop: hook("poststop", busybox, order),
 	}

@@ -234,6 +234,7 @@ func checkHooks(s *specs.Spec) error {
 		return nil
 	}
 	h := s.Hooks
+	//lint:ignore SA1019 prestart is deprecated in the specification, and Docker's
 	for name, list := range map[string][]specs.Hook{"prestart": h.Prestart, "createRuntime": h.CreateRuntime, "createContainer": h.CreateContainer,
 		"startContainer": h.StartContainer, "poststart": h.Poststart, "poststop": h.Poststop} {
 		for i, hook := range list {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -349,7 +350,7 @@ func (s *soloing) devicesAndRoot(got *prepared) error {
 		s.solo.devices = defaultDevices()
 	}
 	for _, d := range spec.Linux.Devices {
-		if !covered && !(ownDev && filepath.HasPrefix(d.Path, "/dev/")) {
+		if !covered && !(ownDev && strings.HasPrefix(d.Path, "/dev/")) {
 			s.solo.devices = append(s.solo.devices, d)
 		}
 	}

@@ -62,7 +62,7 @@ func run(work, naru, table string, only []string) error {
 	if err != nil {
 		return err
 	}
-	out := header(runc, shim)
+	out := header(runc)
 	lost := 0
 	var sum [2]result
 	for _, p := range programs {
@@ -94,7 +94,7 @@ func run(work, naru, table string, only []string) error {
 	return nil
 }
 
-func header(runc, naru string) string {
+func header(runc string) string {
 	version := func(path string) string {
 		b, err := exec.Command(path, "--version").Output()
 		line, _, _ := strings.Cut(string(b), "\n")
@@ -103,7 +103,7 @@ func header(runc, naru string) string {
 		}
 		return line
 	}
-	return "# OCI runtime-tools validation\n\n`make oci-validation` wrote this: " + suite + "\nwith " + version(runc) + " and " + version(naru) + " oci.\n\n" +
+	return "# OCI runtime-tools validation\n\n`make oci-validation` wrote this: " + suite + "\nwith " + version(runc) + " and naru oci.\n\n" +
 		"Passed / failed / skipped checks of each program of the suite. A program that exits with an error says so.\n" +
 		"The last column lists checks that runc passes and naru does not: it must be empty.\n\n" +
 		"| program | runc | naru oci | lost |\n|---|---|---|---|\n"
