@@ -17,7 +17,7 @@ var runScript []byte
 
 // tools are the programs of this machine that tests call, beside busybox: the
 // guest gets copies with their libraries. A test that misses one skips.
-var tools = strings.Fields(`sh mount umount unshare nsenter modprobe ip nft sysctl ps
+var tools = strings.Fields(`sh cat ls rm sleep stat mount umount unshare nsenter modprobe ip nft sysctl ps
 	iptables ip6tables iptables-save ip6tables-save iptables-nft ip6tables-nft iptables-nft-save iptables-legacy ip6tables-legacy
 	pivot_root setpriv bzip2 runc umoci skopeo docker-registry`)
 

@@ -28,7 +28,8 @@ func writeInitramfs(ctx context.Context, path string, k kernel) error {
 	}
 	a.add("bin/busybox", 0o100755, program)
 	a.add("init", 0o100755, initScript)
-	modules, err := k.closure("virtio_pci", "virtio_blk", "ext4")
+	// ext4 asks for its checksum by name, which modules.dep does not know.
+	modules, err := k.closure("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
 	if err != nil {
 		return err
 	}
