@@ -107,7 +107,11 @@ depmod -b tree "$(ls tree/lib/modules)"`
 	if _, err := output(ctx, "sh", "-ec", script, "sh", temp, packageVersion); err != nil {
 		return err
 	}
-	return os.Rename(filepath.Join(temp, "tree"), dir)
+	err = os.Rename(filepath.Join(temp, "tree"), dir)
+	if _, there := os.Stat(dir); there == nil { // somebody else was faster
+		return nil
+	}
+	return err
 }
 
 // closure lists the files of modules and of all that they need, those first. A
