@@ -379,8 +379,8 @@ func TestManyFiles(t *testing.T) {
 		}
 	}
 	t.Logf("20,000 files: cold %s, warm %s", cold, best)
-	if best > time.Second {
-		t.Errorf("the second build took %s", best)
+	if best > cold/4 { // a ratio, as an emulated machine is slow in both
+		t.Errorf("the second build took %s, the first %s", best, cold)
 	}
 	var st unix.Stat_t
 	must(t, unix.Stat(filepath.Join(dir, "d1/e1/f1"), &st))
