@@ -161,27 +161,27 @@ func TestCreateWritesWhatTheSpecNames(t *testing.T) {
 // What the machine cannot do names field and value; nothing of the group is left.
 func TestImpossibleLimitsAreErrors(t *testing.T) {
 	h := host(t)
-	devNull := specs.LinuxBlockIODevice{Major: 1, Minor: 3}
+	nothing := specs.LinuxBlockIODevice{Major: 510, Minor: 3} // no driver's number: 1:3 would be a RAM disk, loaded when asked for
 	for field, r := range map[string]*specs.LinuxResources{
-		"resources.memory.swap: 1048576: ":                     {Memory: &specs.LinuxMemory{Limit: ptr(int64(64 << 20)), Swap: ptr(int64(1 << 20))}},
-		"resources.memory.swappiness: 101: ":                   {Memory: &specs.LinuxMemory{Swappiness: ptr(uint64(101))}},
-		"resources.memory.useHierarchy: false: ":               {Memory: &specs.LinuxMemory{UseHierarchy: ptr(false)}},
-		"resources.cpu.shares: 1: ":                            {CPU: &specs.LinuxCPU{Shares: ptr(uint64(1))}},
-		"resources.cpu.quota: 5: ":                             {CPU: &specs.LinuxCPU{Quota: ptr(int64(5))}},
-		"resources.cpu.cpus: 4095: ":                           {CPU: &specs.LinuxCPU{Cpus: "4095"}},
-		"resources.cpu.realtimeRuntime: 999999999: ":           {CPU: &specs.LinuxCPU{RealtimeRuntime: ptr(int64(999999999))}},
-		"resources.blockIO.leafWeight: 100: ":                  {BlockIO: &specs.LinuxBlockIO{LeafWeight: ptr(uint16(100))}},
-		"resources.blockIO.weight: 20000: ":                    {BlockIO: &specs.LinuxBlockIO{Weight: ptr(uint16(20000))}},
-		"resources.blockIO.throttleReadBpsDevice[0]: 1:3 100:": {BlockIO: &specs.LinuxBlockIO{ThrottleReadBpsDevice: []specs.LinuxThrottleDevice{{LinuxBlockIODevice: devNull, Rate: 100}}}},
-		"resources.hugepageLimits[0]: 3MB 1: ":                 {HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "3MB", Limit: 1}}},
-		"resources.network.classID: 1: ":                       {Network: &specs.LinuxNetwork{ClassID: ptr(uint32(1))}},
-		"resources.network.priorities[0]: lo 1: ":              {Network: &specs.LinuxNetwork{Priorities: []specs.LinuxInterfacePriority{{Name: "lo", Priority: 1}}}},
-		"resources.rdma: mlx hca_handle=1: ":                   {Rdma: map[string]specs.LinuxRdma{"mlx": {HcaHandles: ptr(uint32(1))}}},
-		`resources.unified[cgroup.procs]: "1": `:               {Unified: map[string]string{"cgroup.procs": "1"}},
-		`resources.unified[../x.y]: "1": `:                     {Unified: map[string]string{"../x.y": "1"}},
-		`resources.unified[nosuch.max]: "1": `:                 {Unified: map[string]string{"nosuch.max": "1"}},
-		`resources.devices[0].type: "x": `:                     {Devices: []specs.LinuxDeviceCgroup{{Type: "x"}}},
-		`resources.devices[0].access: "rx": `:                  {Devices: []specs.LinuxDeviceCgroup{{Access: "rx"}}},
+		"resources.memory.swap: 1048576: ":                       {Memory: &specs.LinuxMemory{Limit: ptr(int64(64 << 20)), Swap: ptr(int64(1 << 20))}},
+		"resources.memory.swappiness: 101: ":                     {Memory: &specs.LinuxMemory{Swappiness: ptr(uint64(101))}},
+		"resources.memory.useHierarchy: false: ":                 {Memory: &specs.LinuxMemory{UseHierarchy: ptr(false)}},
+		"resources.cpu.shares: 1: ":                              {CPU: &specs.LinuxCPU{Shares: ptr(uint64(1))}},
+		"resources.cpu.quota: 5: ":                               {CPU: &specs.LinuxCPU{Quota: ptr(int64(5))}},
+		"resources.cpu.cpus: 4095: ":                             {CPU: &specs.LinuxCPU{Cpus: "4095"}},
+		"resources.cpu.realtimeRuntime: 999999999: ":             {CPU: &specs.LinuxCPU{RealtimeRuntime: ptr(int64(999999999))}},
+		"resources.blockIO.leafWeight: 100: ":                    {BlockIO: &specs.LinuxBlockIO{LeafWeight: ptr(uint16(100))}},
+		"resources.blockIO.weight: 20000: ":                      {BlockIO: &specs.LinuxBlockIO{Weight: ptr(uint16(20000))}},
+		"resources.blockIO.throttleReadBpsDevice[0]: 510:3 100:": {BlockIO: &specs.LinuxBlockIO{ThrottleReadBpsDevice: []specs.LinuxThrottleDevice{{LinuxBlockIODevice: nothing, Rate: 100}}}},
+		"resources.hugepageLimits[0]: 3MB 1: ":                   {HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "3MB", Limit: 1}}},
+		"resources.network.classID: 1: ":                         {Network: &specs.LinuxNetwork{ClassID: ptr(uint32(1))}},
+		"resources.network.priorities[0]: lo 1: ":                {Network: &specs.LinuxNetwork{Priorities: []specs.LinuxInterfacePriority{{Name: "lo", Priority: 1}}}},
+		"resources.rdma: mlx hca_handle=1: ":                     {Rdma: map[string]specs.LinuxRdma{"mlx": {HcaHandles: ptr(uint32(1))}}},
+		`resources.unified[cgroup.procs]: "1": `:                 {Unified: map[string]string{"cgroup.procs": "1"}},
+		`resources.unified[../x.y]: "1": `:                       {Unified: map[string]string{"../x.y": "1"}},
+		`resources.unified[nosuch.max]: "1": `:                   {Unified: map[string]string{"nosuch.max": "1"}},
+		`resources.devices[0].type: "x": `:                       {Devices: []specs.LinuxDeviceCgroup{{Type: "x"}}},
+		`resources.devices[0].access: "rx": `:                    {Devices: []specs.LinuxDeviceCgroup{{Access: "rx"}}},
 	} {
 		if h.V1["cpu"] == "" && strings.HasPrefix(field, "resources.cpu.shares") || h.V1["net_cls"] != "" && strings.Contains(field, "network") {
 			continue // v2 takes any share; a machine with these controllers can
@@ -254,7 +254,7 @@ func TestRefusedUpdateTakesBack(t *testing.T) {
 func TestUsageIsCheckedBeforeUpdate(t *testing.T) {
 	g := group(t, nil)
 	ready := filepath.Join(t.TempDir(), "ready")
-	run(t, g, "x=$(head -c 20000000 /dev/zero | tr '\\0' x); echo > "+ready+"; sleep 100")
+	run(t, g, "x=$(head -c 4000000 /dev/zero | tr '\\0' x); echo > "+ready+"; sleep 100")
 	within(t, "memory in use", func() bool { _, err := os.Stat(ready); return err == nil })
 	err := g.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(1 << 20)), CheckBeforeUpdate: ptr(true)}})
 	if err == nil || !strings.Contains(err.Error(), "resources.memory.limit: 1048576: ") {
