@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"naru/sandbox/internal/loosen"
 	"naru/sandbox/monitor"
 	"naru/sandbox/runtime/cgroup"
 	"naru/sandbox/runtime/seccomp"
@@ -98,7 +99,7 @@ func (c *creation) run(ctx context.Context) (*Container, error) {
 	}
 	c.prog.init(c.Spec, got)
 	c.launch.Flags = flags
-	c.launch.Program = c.prog.steps
+	c.launch.Program = loosen.Apply(ctx, c.prog.steps)
 	if err := c.monitor.launch(monitor.OpLaunch, c.launch, c.prog.files); err != nil {
 		return nil, err
 	}

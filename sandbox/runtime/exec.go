@@ -11,6 +11,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"naru/sandbox/internal/loosen"
 	"naru/sandbox/monitor"
 	"naru/sandbox/runtime/launch/step"
 	"naru/sandbox/runtime/seccomp"
@@ -42,7 +43,7 @@ func (c *Container) exec(ctx context.Context, e ExecConfig) (Exit, error) {
 		return Exit{}, err
 	}
 	defer h.close()
-	if err := c.launchExec(h, e); err != nil {
+	if err := c.launchExec(ctx, h, e); err != nil {
 		return Exit{}, err
 	}
 	ready, err := h.expect(ctx, monitor.ReplyReady)
@@ -78,7 +79,7 @@ func waitExec(ctx context.Context, h *client, pidfd int) (Exit, error) {
 }
 
 // launchExec sends the helper its program and everything it needs.
-func (c *Container) launchExec(h *client, e ExecConfig) error {
+func (c *Container) launchExec(ctx context.Context, h *client, e ExecConfig) error {
 	p := &program{}
 	defer p.close()
 	l := monitor.NewLaunch()
@@ -111,7 +112,7 @@ func (c *Container) launchExec(h *client, e ExecConfig) error {
 	if err != nil {
 		return err
 	}
-	l.Program = c.execProgram(p, entry{pidfd: pidfd, stdio: stdio, tasks: tasks, filter: filter}, e.Process)
+	l.Program = loosen.Apply(ctx, c.execProgram(p, entry{pidfd: pidfd, stdio: stdio, tasks: tasks, filter: filter}, e.Process))
 	return h.launch(monitor.OpLaunch, l, p.files)
 }
 
