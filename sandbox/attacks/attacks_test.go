@@ -24,12 +24,13 @@ type attack struct {
 	off        change        // takes the mitigation away
 	needs      func() string // why the machine cannot show it; "" if it can
 	refused    string        // part of the engine's answer where it does not run such a container
+	alone      bool          // it shares addresses with others of its kind
 	dies       bool          // the attacker does not live to say that it failed
 }
 
 // table is every attack.
 func table() []attack {
-	return slices.Concat(calls(), privileges(), devices(), namespaces(), files(), mounts(), descriptors(), limits(), layers())
+	return slices.Concat(calls(), privileges(), devices(), namespaces(), files(), mounts(), descriptors(), limits(), networks(), layers())
 }
 
 func TestAttacks(t *testing.T) {
@@ -37,21 +38,32 @@ func TestAttacks(t *testing.T) {
 		t.Skip("containers need root")
 	}
 	t.Run("table", func(t *testing.T) {
+		var alone []attack
 		for _, a := range table() {
+			if a.alone {
+				alone = append(alone, a)
+				continue
+			}
 			t.Run(a.name, func(t *testing.T) {
 				t.Parallel()
-				if a.needs != nil {
-					if why := a.needs(); why != "" {
-						t.Skip(why)
-					}
-				}
 				a.run(t)
 			})
 		}
+		t.Run("network", func(t *testing.T) {
+			t.Parallel()
+			for _, a := range alone {
+				t.Run(a.name, a.run)
+			}
+		})
 	})
 }
 
 func (a attack) run(t *testing.T) {
+	if a.needs != nil {
+		if why := a.needs(); why != "" {
+			t.Skip(why)
+		}
+	}
 	try := func(t *testing.T, userns bool, changes ...change) (result, bool) {
 		b := newBox(t, userns)
 		for _, c := range append([]change{a.setup}, changes...) {

@@ -32,6 +32,7 @@ type box struct {
 	host  string            // directory of the host with the file "canary"
 	token string            // what the canary contains
 	steps []stepEdit        // changes of the list of steps
+	lan   *lan              // a network, where the row needs one
 	drive func() result     // runs the container; default: to its end
 	judge func(result) bool // whether the attack worked; default: exit code 42
 	late  []change          // for the list of steps of an exec

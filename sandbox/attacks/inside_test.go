@@ -35,7 +35,7 @@ func inside() map[string]func([]string) error {
 		"tiocsti": attackTIOCSTI, "procat": attackProcAt, "device": attackDevice, "memory": attackMemory,
 		"fork": attackFork, "fill": attackFill, "flood": attackFlood, "fds": attackFDs, "writeat": attackWriteAt,
 		"helper": attackHelper, "exe": attackExe, "setgroups": attackGroups, "write": attackWrite,
-		"unpack": attackUnpack, "threads": attackThreads,
+		"unpack": attackUnpack, "serve": attackServe, "threads": attackThreads,
 	}
 }
 
@@ -400,12 +400,16 @@ func attackMQ(args []string) error {
 	return nil
 }
 
-func attackDial(args []string) error {
-	c, err := net.DialTimeout(args[0], args[1], 2*time.Second)
-	if err != nil {
-		return err
+// attackDial tries for a while: a new interface may take a second to carry packets.
+func attackDial(args []string) (err error) {
+	for end := time.Now().Add(1200 * time.Millisecond); time.Now().Before(end); {
+		var c net.Conn
+		if c, err = net.DialTimeout(args[0], args[1], 250*time.Millisecond); err == nil {
+			return printAll(c)
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
-	return printAll(c)
+	return err
 }
 
 func attackRoot([]string) error {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -68,6 +69,7 @@ func moveAside() int {
 		Credential: &syscall.Credential{Groups: []uint32{hostGroup}},
 		Pdeathsig:  syscall.SIGKILL,
 	}
+	runtime.LockOSThread() // prctl(2): the signal comes when the parent's thread ends
 	if err := cmd.Run(); err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {
@@ -79,13 +81,16 @@ func moveAside() int {
 	return 0
 }
 
-// furnish gives the fresh namespaces a procfs, a loopback and nothing else.
+// furnish gives the fresh namespaces a procfs, an empty /run, a loopback and nothing else.
 func furnish() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
 	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
+	}
+	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, ""); err != nil { // locks and sockets of others
+		return fmt.Errorf("mount /run: %w", err)
 	}
 	return setLoopback(true)
 }

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 	"unsafe"
 
@@ -159,8 +158,8 @@ func namespaces() []attack {
 			setup: func(b *box) { serve(b, "tcp", "127.0.0.1:0") }, off: share(specs.NetworkNamespace),
 		},
 		{
-			name: "metadata service", what: "asks 169.254.169.254 for the machine's credentials", mitigation: "the network namespace",
-			setup: func(b *box) { serve(b, "tcp", "169.254.169.254:0") }, off: share(specs.NetworkNamespace), needs: linkLocal,
+			name: "metadata service", what: "asks 169.254.170.2 for the machine's credentials", mitigation: "the network namespace",
+			setup: func(b *box) { serve(b, "tcp", "169.254.170.2:0") }, off: share(specs.NetworkNamespace), needs: linkLocal,
 		},
 		{
 			name: "names of cgroups", what: "learns how the host names and nests its containers", mitigation: "the cgroup namespace",
@@ -190,7 +189,7 @@ func sameIDs(b *box) {
 
 // linkLocal gives the loopback the address of metadata services.
 func linkLocal() string {
-	if out, err := exec.Command("ip", "address", "replace", "169.254.169.254/32", "dev", "lo").CombinedOutput(); err != nil {
+	if out, err := exec.Command("ip", "address", "replace", "169.254.170.2/32", "dev", "lo").CombinedOutput(); err != nil {
 		return "cannot add an address to lo: " + string(out)
 	}
 	return ""
@@ -199,7 +198,6 @@ func linkLocal() string {
 // victim is a process of the host with the token in its command line.
 func victim(b *box) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", "attack", "sleep", "60", b.token)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	must(b.t, cmd.Start())
 	b.t.Cleanup(func() {
 		cmd.Process.Kill()
