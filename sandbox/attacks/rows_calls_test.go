@@ -3,6 +3,7 @@ package attacks
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"time"
@@ -47,6 +48,7 @@ func calls() []attack {
 		filtered("add_key", "fills the key quota of the user's other containers", "add_key", "", call(unix.SYS_ADD_KEY, "0", "0", "0", "0", "0")),
 		filtered("AF_ALG", "the kernel's cryptography by a socket (copy.fail)", "socket", "", call(unix.SYS_SOCKET, "38", "5", "0")),
 		filtered("AF_VSOCK", "talks to the hypervisor past every network namespace", "socket", "", call(unix.SYS_SOCKET, "40", "1", "0")),
+		filtered("terminal", "types commands on the terminal of whoever started it (TIOCSTI, CVE-2017-5226)", "ioctl", "SYS_ADMIN", terminal),
 		filtered("personality", "switches address randomisation off for what it starts", "personality", "", call(unix.SYS_PERSONALITY, "0x40000")),
 		filtered("kexec_load", "boots another kernel", "kexec_load", "SYS_BOOT", call(unix.SYS_KEXEC_LOAD, "0", "1000", "0", "0")),
 		filtered("init_module", "loads a module into the kernel", "init_module", "SYS_MODULE", call(unix.SYS_INIT_MODULE, "0", "0", "0")),
@@ -58,6 +60,8 @@ func calls() []attack {
 		filtered("kernel log", "reads the host's kernel log, with its addresses", "syslog", "SYSLOG", kernelLog),
 		filtered("fanotify_init", "watches every file of a file system that it shares", "fanotify_init", "SYS_ADMIN", call(unix.SYS_FANOTIFY_INIT, "0", "0")),
 		filtered("pidfd_getfd", "takes descriptors out of another process", "pidfd_getfd", "SYS_PTRACE", call(unix.SYS_PIDFD_GETFD, "-1", "0", "0")),
+		foreign("i386 calls", "makes system calls of 32-bit programs, whose numbers a filter reads as others", "i386"),
+		foreign("x32 calls", "the same with the numbers of the x32 ABI (CVE-2014-0038 was there)", "x32"),
 		{
 			name: "release_agent", what: "mounts a cgroup v1 hierarchy and names a program for the host's kernel to run (CVE-2022-0492)", mitigation: "seccomp: mount",
 			setup: func(b *box) { b.attack("release", "attack"+b.ID) }, hostIDs: true,
@@ -67,6 +71,21 @@ func calls() []attack {
 			name: "fresh procfs", what: "mounts a procfs without masks in namespaces of its own", mitigation: "masked and read-only paths, which the kernel does not let a user namespace uncover",
 			setup: run("freshproc"), base: allow("unshare", "clone", "mount"),
 			off: func(b *box) { b.Spec.Linux.MaskedPaths, b.Spec.Linux.ReadonlyPaths = nil, nil },
+		},
+	}
+}
+
+// foreign is an attack by another ABI, which the kernel must have.
+func foreign(name, what, abi string) attack {
+	return attack{
+		name: name, what: what, mitigation: "seccomp: the check of the architecture", dies: true,
+		setup: run(abi), off: func(b *box) { b.Spec.Linux.Seccomp = nil },
+		needs: func() string {
+			cmd := exec.Command("/proc/self/exe", "attack", abi)
+			if err := cmd.Run(); cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != worked {
+				return fmt.Sprintf("this machine has no system calls of %s (%v)", abi, err)
+			}
+			return ""
 		},
 	}
 }
@@ -144,8 +163,8 @@ func privileges() []attack {
 		needs("interfaces", "changes its network's interfaces, routes and firewall", "NET_ADMIN", false, run("ifdown"), nil),
 		needs("priority", "takes the processor from others by a negative nice value", "SYS_NICE", true, run("priority"), nil),
 		needs("clock", "changes the speed of the machine's clock", "SYS_TIME", true, run("clock"), nil),
-		needs("device node", "makes a node for the machine's disk and reads it", "MKNOD", true, disk, allDevices),
-		needs("type on the terminal", "TIOCSTI: types commands on the terminal of whoever started it", "SYS_ADMIN", true, terminal, nil),
+		withLoop(needs("device node", "makes a node for the machine's disk and reads it", "MKNOD", true, disk, allDevices)),
+		needs("type on the terminal", "types commands on the terminal of whoever started it (TIOCSTI)", "SYS_ADMIN", true, terminal, allow("ioctl")),
 		{
 			name: "set-user-id program", what: "becomes root by a set-user-id program of the image", mitigation: "no_new_privs",
 			setup: asUser("/setuid"), off: newPrivileges,
@@ -191,6 +210,8 @@ func privileges() []attack {
 		},
 	}
 }
+
+func withLoop(a attack) attack { a.needs = loops; return a }
 
 // terminal gives the container a terminal of the host as standard input.
 func terminal(b *box) {

@@ -35,7 +35,7 @@ func devices() []attack {
 	return []attack{
 		{
 			name: "disk by device node", what: "reads the machine's disk past its file system", mitigation: "the device cgroup",
-			setup: disk, hostIDs: true, base: caps("MKNOD"), off: allDevices,
+			setup: disk, hostIDs: true, base: caps("MKNOD"), off: allDevices, needs: loops,
 		},
 		{
 			name: "device node in the image", what: "an image brings the node for a disk", mitigation: "nodev on the root",
@@ -44,7 +44,7 @@ func devices() []attack {
 				b.attack("device", "/disk")
 				b.leaks()
 			},
-			hostIDs: true, base: allDevices, off: clearAttr("attach root", unix.MOUNT_ATTR_NODEV),
+			hostIDs: true, base: allDevices, off: clearAttr("attach root", unix.MOUNT_ATTR_NODEV), needs: loops,
 		},
 		{
 			name: "devices.allow", what: "gives itself every device in the cgroup file system", mitigation: "cgroups are read-only inside",
@@ -81,6 +81,13 @@ func modeOf(b *box, f *os.File) os.FileMode {
 func disk(b *box) {
 	b.attack("disk", strconv.Itoa(loop(b)))
 	b.leaks()
+}
+
+func loops() string {
+	if _, err := os.Stat("/dev/loop-control"); err != nil {
+		return "the machine has no loop devices"
+	}
+	return ""
 }
 
 // loop makes a block device of a file with the token, and returns its minor number.

@@ -52,6 +52,26 @@ func mounts() []attack {
 			hostIDs: true, off: unresolved("open /vol/made", confine),
 		},
 		{
+			name: "volume at ..", what: "a volume's place with many \"..\" makes directories on the host (VOLUME ../.., CVE-2022-23648)", mitigation: "RESOLVE_IN_ROOT",
+			setup: func(b *box) {
+				place := "/" + strings.Repeat("../", 40) + b.host[1:] + "/made"
+				b.bind(b.t.TempDir(), place)
+				b.attack("sleep", "0")
+				b.judge = exists(filepath.Join(b.host, "made"))
+			},
+			hostIDs: true, base: besideRoot, off: unresolved("open /../", confine),
+		},
+		{
+			refused: "open /vol", name: "volume through a link with ..", what: "the same by a link of the image", mitigation: "RESOLVE_IN_ROOT",
+			setup: func(b *box) {
+				b.link("vol", strings.Repeat("../", 40)+b.host[1:])
+				b.bind(b.t.TempDir(), "/vol/made")
+				b.attack("sleep", "0")
+				b.judge = exists(filepath.Join(b.host, "made"))
+			},
+			hostIDs: true, base: besideRoot, off: unresolved("open /vol/made", confine),
+		},
+		{
 			refused: "open /conf", name: "/etc/hosts through a link", what: "a link at /etc makes files on the host when the engine puts hosts there", mitigation: "RESOLVE_IN_ROOT",
 			setup: func(b *box) {
 				b.link("conf", b.host)

@@ -30,7 +30,7 @@ func networks() []attack {
 	trusted := func(b *box) { b.lan.Untrusted = false }
 	return []attack{
 		{
-			alone: true, name: "build: service of the host", what: "a build connects to what listens on the host, by the gateway's address", mitigation: "rules for untrusted networks",
+			alone: true, needs: tools, name: "build: service of the host", what: "a build connects to what listens on the host, by the gateway's address", mitigation: "rules for untrusted networks",
 			setup: func(b *box) {
 				untrusted(b)
 				b.reach(func() string { return listenHere(b, b.gateway("lan")) })
@@ -38,7 +38,7 @@ func networks() []attack {
 			off: trusted,
 		},
 		{
-			alone: true, name: "build: metadata service", what: "a build asks 169.254.169.254 for the machine's credentials", mitigation: "rules for untrusted networks",
+			alone: true, needs: tools, name: "build: metadata service", what: "a build asks 169.254.169.254 for the machine's credentials", mitigation: "rules for untrusted networks",
 			setup: func(b *box) {
 				untrusted(b)
 				b.reach(func() string { return metadata(b) })
@@ -46,7 +46,7 @@ func networks() []attack {
 			off: trusted,
 		},
 		{
-			alone: true, name: "build: neighbour", what: "a build connects to another build in the same network", mitigation: "rules for untrusted networks",
+			alone: true, needs: tools, name: "build: neighbour", what: "a build connects to another build in the same network", mitigation: "rules for untrusted networks",
 			setup: func(b *box) {
 				untrusted(b)
 				b.reach(func() string { return neighbour(b, "lan") })
@@ -54,7 +54,7 @@ func networks() []attack {
 			off: trusted,
 		},
 		{
-			alone: true, name: "another network", what: "connects to a container of another network, through the host", mitigation: "the firewall table",
+			alone: true, needs: tools, name: "another network", what: "connects to a container of another network, through the host", mitigation: "the firewall table",
 			setup: func(b *box) {
 				untrusted(b)
 				b.lan.Untrusted = false
@@ -67,6 +67,15 @@ func networks() []attack {
 			off: func(b *box) { b.lan.bare = true },
 		},
 	}
+}
+
+func tools() string {
+	for _, name := range []string{"ip", "nft", "nsenter", "sh"} {
+		if _, err := exec.LookPath(name); err != nil {
+			return "the test needs " + name
+		}
+	}
+	return ""
 }
 
 // untrusted gives the box a network as builds have it.
