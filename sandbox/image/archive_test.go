@@ -21,6 +21,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"naru/sandbox/image/layer/layertest"
+	"naru/sandbox/image/registry"
 )
 
 // saved gives a store with a pulled and a built image, and the archive of both.
@@ -328,7 +329,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"another number of layers", map[string]string{"manifest.json": manifest, "l": layer, "c.json": `{}`}, "0 layers"},
 		{"a config with another digest", map[string]string{"l": layer, strings.Repeat("1", 64) + ".json": config,
 			"manifest.json": `[{"Config":"` + strings.Repeat("1", 64) + `.json","Layers":["l"]}]`}, "is sha256:"},
-		{"a document that is too large", map[string]string{"manifest.json": strings.Repeat(" ", maxDocument+1)}, "more than"},
+		{"a document that is too large", map[string]string{"manifest.json": strings.Repeat(" ", registry.MaxDocument+1)}, "more than"},
 		{"a name that is none", map[string]string{"manifest.json": `[{"Config":"c.json","RepoTags":["../../x"]}]`, "c.json": `{}`}, "image name"},
 		{"an index of nothing", map[string]string{"index.json": `{"manifests":[]}`}, "no image"},
 	} {

@@ -53,7 +53,11 @@ func (s *Store) collect(ctx context.Context, doomed []record) (freed int64, err 
 			return err
 		}
 		blobs, err := s.collectBlobs(w, c)
-		freed = layers + blobs
+		if err != nil {
+			return err
+		}
+		partials, err := s.collectPartials(c)
+		freed = layers + blobs + partials
 		return err
 	})
 	s.step("garbage moved")
@@ -147,6 +151,33 @@ func (s *Store) collectBlobs(w *workspace, c *collector) (freed int64, err error
 			return freed, err
 		}
 		freed += st.Size()
+	}
+	return freed, nil
+}
+
+// collectPartials removes what pulls that were cut off left, if nobody went on
+// with it for long.
+func (s *Store) collectPartials(c *collector) (freed int64, err error) {
+	entries, err := os.ReadDir(s.path("partial"))
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range entries {
+		f, err := os.OpenFile(s.path("partial", e.Name()), os.O_RDWR, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return freed, err
+		}
+		st, err := f.Stat()
+		if err == nil && st.ModTime().Before(c.now.Add(-grace)) && flock(f, unix.LOCK_EX|unix.LOCK_NB) == nil {
+			err = ignoreMissing(os.Remove(f.Name()))
+			freed += st.Size()
+		}
+		if err := errors.Join(err, f.Close()); err != nil {
+			return freed, err
+		}
 	}
 	return freed, nil
 }

@@ -5,11 +5,13 @@
 // bytes; a layer is named by its diff id, the digest of its uncompressed tar.
 // A name ("web:12", "docker.io/library/debian:12") points to an image id.
 //
-// The life of one pull: Pull asks the registry for the manifest and the
-// config, and checks their digests. Every layer that is not here yet is
-// streamed: downloaded, hashed, decompressed, hashed again, unpacked by the
-// package layer into a private directory below tmp/; several layers at once,
-// since no layer needs another one to unpack. A layer whose two digests are
+// The life of one pull: Pull asks the registry (package registry: mirrors,
+// credentials, retries) for the manifest and the config, and checks their
+// digests. Every layer that is not here yet is streamed: downloaded to
+// partial/, hashed, decompressed, hashed again, unpacked by the package layer
+// into a private directory below tmp/; several layers at once, since no layer
+// needs another one to unpack. A download that is cut goes on where it was, in
+// the same stream; one whose process died goes on in the next pull. A layer whose two digests are
 // right is renamed into layers/. When all are there the file system is synced,
 // and only then the image's record and its name are written. Lower then names
 // the directories that overlayfs stacks.
@@ -22,6 +24,8 @@
 //	layers/H/layer.json, layers/H/unsynced
 //	images/H.json     one image, by id
 //	names.json        name → image id
+//	digests.json      name@digest of a registry → image id
+//	partial/H         a layer as far as it came, by blob digest; flocked by who fetches it
 //	leases/*          one flocked file for each process that uses layers no image names yet
 //	tmp/*             one flocked directory for each operation that is under way
 //	empty             the lower directory of an image without layers

@@ -78,6 +78,9 @@ type Image struct {
 	// Names are the names that point to it, sorted, in Docker's short form
 	// ("debian:12", "ghcr.io/a/b:1", "debian@sha256:…"). May be empty.
 	Names []string
+	// Digests are what registries call it, sorted: "debian@sha256:…" with the
+	// digest of the index or manifest that a pull or push of a name had.
+	Digests []string
 	// Config is the parsed config.
 	Config Config
 	// Size is the sum of the uncompressed layer tars in bytes.

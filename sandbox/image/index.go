@@ -96,8 +96,30 @@ func (s *Store) readRecords() ([]record, error) {
 	return records, nil
 }
 
-// image completes a record. names is the whole index.
-func (s *Store) image(r record, names map[string]digest.Digest) (Image, error) {
+// index is what refers to images from outside.
+type index struct {
+	names, digests map[string]digest.Digest
+}
+
+func (s *Store) readIndex() (x index, err error) {
+	if x.names, err = s.readNames(); err != nil {
+		return x, err
+	}
+	x.digests, err = s.readDigests()
+	return x, err
+}
+
+// completed reads the rest of the index for a record.
+func (s *Store) completed(r record, names map[string]digest.Digest) (Image, error) {
+	digests, err := s.readDigests()
+	if err != nil {
+		return Image{}, err
+	}
+	return s.image(r, index{names, digests})
+}
+
+// image completes a record.
+func (s *Store) image(r record, x index) (Image, error) {
 	img := Image{ID: r.ID, Manifest: r.Manifest, Layers: r.Layers, Size: r.Size}
 	data, err := os.ReadFile(s.blobPath(r.ID))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -109,18 +131,13 @@ func (s *Store) image(r record, names map[string]digest.Digest) (Image, error) {
 	if err := json.Unmarshal(data, &img.Config); err != nil {
 		return img, fmt.Errorf("read config of image %s: %w", r.ID, err)
 	}
-	for name, id := range names {
-		if id == r.ID {
-			img.Names = append(img.Names, name)
-		}
-	}
-	slices.Sort(img.Names)
+	img.Names, img.Digests = namesOf(r.ID, x.names), namesOf(r.ID, x.digests)
 	return img, nil
 }
 
 // List gives all images, ordered by their first name, those without a name last.
 func (s *Store) List() ([]Image, error) {
-	names, err := s.readNames()
+	x, err := s.readIndex()
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
@@ -130,7 +147,7 @@ func (s *Store) List() ([]Image, error) {
 	}
 	var images []Image
 	for _, r := range records {
-		img, err := s.image(r, names)
+		img, err := s.image(r, x)
 		if errors.Is(err, ErrNotFound) {
 			continue
 		}
@@ -155,11 +172,11 @@ func sortKey(img Image) string {
 // manifest ("sha256:…" or "name@sha256:…"). A name wins over an id prefix.
 // The error is ErrNotFound or ErrAmbiguous if it can be none.
 func (s *Store) Get(ref string) (Image, error) {
-	names, err := s.readNames()
+	x, err := s.readIndex()
 	if err != nil {
 		return Image{}, fmt.Errorf("get image: %w", err)
 	}
-	id, err := s.resolve(ref, names)
+	id, err := s.resolve(ref, x)
 	if err != nil {
 		return Image{}, fmt.Errorf("get image: %w", err)
 	}
@@ -167,14 +184,17 @@ func (s *Store) Get(ref string) (Image, error) {
 	if err != nil {
 		return Image{}, fmt.Errorf("get image: %w", err)
 	}
-	return s.image(r, names)
+	return s.image(r, x)
 }
 
 // resolve finds the id that ref means.
-func (s *Store) resolve(ref string, names map[string]digest.Digest) (digest.Digest, error) {
+func (s *Store) resolve(ref string, x index) (digest.Digest, error) {
 	parsed, nameErr := parseName(ref)
 	if nameErr == nil && !strings.HasPrefix(ref, "sha256:") {
-		if id, ok := names[parsed.short()]; ok {
+		if id, ok := x.names[parsed.short()]; ok {
+			return id, nil
+		}
+		if id, ok := x.digests[parsed.short()]; ok {
 			return id, nil
 		}
 	}
@@ -185,19 +205,32 @@ func (s *Store) resolve(ref string, names map[string]digest.Digest) (digest.Dige
 	if !isID && parsed.digest == "" {
 		return "", fmt.Errorf("%s: %w", parsed.short(), ErrNotFound)
 	}
-	records, err := s.readRecords()
-	if err != nil {
-		return "", err
-	}
 	hex := strings.TrimPrefix(ref, "sha256:")
 	if !isID {
 		hex = parsed.digest.Encoded()
 	}
+	return s.resolveHex(ref, hex, isID, x)
+}
+
+// resolveHex finds an image by the digest of its config, its manifest or the
+// index it was pulled by, or, if prefix is set, by the begin of its id.
+func (s *Store) resolveHex(ref, hex string, prefix bool, x index) (digest.Digest, error) {
+	records, err := s.readRecords()
+	if err != nil {
+		return "", err
+	}
 	found := map[digest.Digest]bool{}
 	for _, r := range records {
 		exact := len(hex) == 64 && (r.Manifest.Encoded() == hex || r.ID.Encoded() == hex)
-		if exact || isID && strings.HasPrefix(r.ID.Encoded(), hex) {
+		if exact || prefix && strings.HasPrefix(r.ID.Encoded(), hex) {
 			found[r.ID] = true
+		}
+	}
+	if len(found) == 0 && len(hex) == 64 {
+		for name, id := range x.digests {
+			if strings.HasSuffix(name, "@sha256:"+hex) {
+				found[id] = true
+			}
 		}
 	}
 	switch len(found) {
@@ -220,11 +253,12 @@ func (s *Store) Tag(ref, name string) error {
 		return fmt.Errorf("tag image: %q: a name to give has no digest", name)
 	}
 	err = s.locked(unix.LOCK_EX, func() error {
-		names, err := s.readNames()
+		x, err := s.readIndex()
 		if err != nil {
 			return err
 		}
-		id, err := s.resolve(ref, names)
+		names := x.names
+		id, err := s.resolve(ref, x)
 		if err != nil {
 			return err
 		}

@@ -12,15 +12,13 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"naru/sandbox/image/registry"
 )
 
-const (
-	dockerManifestType = "application/vnd.docker.distribution.manifest.v2+json"
-	dockerListType     = "application/vnd.docker.distribution.manifest.list.v2+json"
-	// nameAnnotation is where containerd and Docker put the full name; the
-	// annotation of the OCI spec mostly holds the tag alone.
-	nameAnnotation = "io.containerd.image.name"
-)
+// nameAnnotation is where containerd and Docker put the full name; the
+// annotation of the OCI spec mostly holds the tag alone.
+const nameAnnotation = "io.containerd.image.name"
 
 // layout reads the OCI layout (image-spec, image-layout.md) in an archive.
 type layout struct {
@@ -59,9 +57,9 @@ func (l *layout) descriptor(desc ocispec.Descriptor, names []string, depth int) 
 		return nil
 	}
 	switch desc.MediaType {
-	case ocispec.MediaTypeImageManifest, dockerManifestType:
+	case ocispec.MediaTypeImageManifest, registry.DockerManifest:
 		return l.manifest(desc.Digest, names)
-	case ocispec.MediaTypeImageIndex, dockerListType:
+	case ocispec.MediaTypeImageIndex, registry.DockerList:
 	default: // an artifact, not an image
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 	"strconv"
 
 	"naru/sandbox/image/layer"
+	"naru/sandbox/image/registry"
 )
 
 // Load reads the images of an archive: an OCI layout in a tar (skopeo
@@ -42,7 +43,7 @@ func (s *Store) load(ctx context.Context, r io.Reader) (images []Image, err erro
 		return nil, fmt.Errorf("read archive: %w", err)
 	}
 	for _, src := range sources {
-		img, err := s.ingest(ctx, src, newProgress(nil))
+		img, err := s.ingest(ctx, src, newProgress(nil, nil))
 		if err != nil {
 			return nil, err
 		}
@@ -146,12 +147,12 @@ func (a *archive) document(name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxDocument+1))
+	data, err := io.ReadAll(io.LimitReader(f, registry.MaxDocument+1))
 	if err := errors.Join(err, f.Close()); err != nil {
 		return nil, err
 	}
-	if len(data) > maxDocument {
-		return nil, fmt.Errorf("%s has more than %d bytes", name, maxDocument)
+	if len(data) > registry.MaxDocument {
+		return nil, fmt.Errorf("%s has more than %d bytes", name, registry.MaxDocument)
 	}
 	return data, nil
 }

@@ -86,3 +86,23 @@ func (r reference) full() string {
 	}
 	return r.host + "/" + r.path + ":" + r.tag
 }
+
+// tagOrDigest is what a registry is asked for.
+func (r reference) tagOrDigest() string {
+	if r.digest != "" {
+		return r.digest.String()
+	}
+	return r.tag
+}
+
+func (r reference) withDigest(d digest.Digest) reference {
+	r.digest = d
+	return r
+}
+
+// FullName writes a name with every part, as Docker prints what it pulled:
+// "docker.io/library/debian:12" for "debian:12".
+func FullName(name string) (string, error) {
+	r, err := parseName(name)
+	return r.full(), err
+}

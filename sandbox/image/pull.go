@@ -2,32 +2,26 @@ package image
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
-	"runtime"
+	"strings"
 
-	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-)
 
-// maxDocument bounds configs and manifests: registries need not accept
-// manifests above 4 MiB (distribution-spec), configs of real images have a few
-// kilobytes.
-const maxDocument = 4 << 20
+	"naru/sandbox/image/registry"
+)
 
 // PullOptions are the choices of one pull.
 type PullOptions struct {
-	// Out gets a line for each layer; nil: nobody does.
+	// Out gets a line for each change of a layer's state, as Docker writes
+	// them where there is no terminal; nil: nobody does.
 	Out io.Writer
+	// Progress gets every event instead of Out. It is called by one goroutine
+	// at a time, often, and should return soon.
+	Progress func(Event)
 	// Insecure allows plain HTTP and certificates nobody signed. Registries on
 	// a loopback address need it for neither.
 	Insecure bool
@@ -36,9 +30,10 @@ type PullOptions struct {
 }
 
 // Pull fetches an image from its registry and gives it the name ref, which may
-// end in "@sha256:…". Layers that are here are not fetched again. Every byte is
-// checked against the digests of manifest and config. Credentials come from
-// Docker's and Podman's files and helpers ($DOCKER_CONFIG/config.json,
+// end in "@sha256:…". Layers that are here are not fetched again, and one that
+// was cut off, also by the death of the process, goes on where it was. Every
+// byte is checked against the digests of manifest and config. Credentials come
+// from Docker's and Podman's files and helpers ($DOCKER_CONFIG/config.json,
 // $REGISTRY_AUTH_FILE).
 func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Image, error) {
 	img, err := s.pull(ctx, ref, o)
@@ -53,169 +48,140 @@ func (s *Store) pull(ctx context.Context, ref string, o PullOptions) (Image, err
 	if err != nil {
 		return Image{}, err
 	}
-	r, err := newRemote(parsed, o)
+	want, err := parsePlatform(o.Platform)
 	if err != nil {
 		return Image{}, err
 	}
-	src, err := r.source(ctx)
+	out := newProgress(o.Progress, o.Out)
+	repo, err := s.openRepository(parsed, o.Insecure, out)
 	if err != nil {
 		return Image{}, err
 	}
-	out := newProgress(o.Out)
-	if err := checkPlatform(src.config, o.Platform, out); err != nil {
+	out.line("%s: Pulling from %s", parsed.tagOrDigest(), parsed.path)
+	src, top, err := fetchSource(ctx, repo, parsed.tagOrDigest(), want)
+	if err != nil {
+		return Image{}, err
+	}
+	if err := checkPlatform(src.config, want, o.Platform != "", out); err != nil {
 		return Image{}, err
 	}
 	src.names = []string{parsed.short()}
+	src.digests = []string{parsed.withDigest(top).short()}
+	before, _ := s.Get(parsed.short())
 	img, err := s.ingest(ctx, src, out)
 	if err != nil {
 		return Image{}, err
 	}
-	out.printf("%s is %s\n", parsed.short(), img.ID)
+	out.line("Digest: %s", top)
+	if before.ID == img.ID {
+		out.line("Status: Image is up to date for %s", parsed.short())
+	} else {
+		out.line("Status: Downloaded newer image for %s", parsed.short())
+	}
 	return img, nil
 }
 
-// remoteImage is an image in a registry.
-type remoteImage struct {
-	ref    name.Reference
-	puller *remote.Puller
+func (s *Store) openRepository(ref reference, insecure bool, out *progress) (*registry.Repository, error) {
+	return registry.Open(ref.host, ref.path, registry.Options{
+		Hosts: s.hosts, Insecure: insecure, Backoff: s.pause, Notify: func(line string) { out.line("%s", line) },
+	})
 }
 
-func newRemote(parsed reference, o PullOptions) (*remoteImage, error) {
-	var nameOptions []name.Option
-	if o.Insecure {
-		nameOptions = append(nameOptions, name.Insecure)
-	}
-	ref, err := name.ParseReference(parsed.full(), nameOptions...)
+// fetchSource reads the manifest and the config of what a tag or digest means.
+// top is the digest of the document it means itself: of the index, if it is one.
+func fetchSource(ctx context.Context, repo *registry.Repository, tagOrDigest string, want platform) (src source, top digest.Digest, err error) {
+	doc, err := repo.Manifest(ctx, tagOrDigest)
 	if err != nil {
-		return nil, err
+		return src, "", err
 	}
-	platform, err := parsePlatform(o.Platform)
-	if err != nil {
-		return nil, err
+	top = doc.Digest
+	const maxDepth = 4
+	for depth := 0; isIndex(doc); depth++ {
+		if depth == maxDepth {
+			return src, top, errors.New("indexes within indexes")
+		}
+		child, err := want.choose(doc.Data)
+		if err != nil {
+			return src, top, err
+		}
+		if doc, err = repo.Manifest(ctx, child.Digest.String()); err != nil {
+			return src, top, err
+		}
 	}
-	puller, err := remote.NewPuller(
-		remote.WithAuthFromKeychain(authn.DefaultKeychain),
-		remote.WithTransport(newTransport(o.Insecure)),
-		remote.WithPlatform(platform),
-		remote.WithUserAgent("naru"),
-	)
-	if err != nil {
-		return nil, err
-	}
-	return &remoteImage{ref: ref, puller: puller}, nil
+	src, err = manifestSource(ctx, repo, doc)
+	return src, top, err
 }
 
-// source reads the manifest and the config. go-containerregistry bounds the
-// manifest and checks the digest of what is asked for by digest, an index's
-// child included.
-func (r *remoteImage) source(ctx context.Context) (source, error) {
-	desc, err := r.puller.Get(ctx, r.ref)
+// isIndex asks the document itself; registries get the header wrong.
+func isIndex(doc registry.Document) bool {
+	var kind struct {
+		MediaType string            `json:"mediaType"`
+		Manifests []json.RawMessage `json:"manifests"`
+		Layers    []json.RawMessage `json:"layers"`
+	}
+	if json.Unmarshal(doc.Data, &kind) != nil {
+		return false
+	}
+	switch kind.MediaType {
+	case ocispec.MediaTypeImageIndex, registry.DockerList:
+		return true
+	case "": // OCI allows to leave it out
+		return kind.Manifests != nil && kind.Layers == nil
+	}
+	return false
+}
+
+func manifestSource(ctx context.Context, repo *registry.Repository, doc registry.Document) (source, error) {
+	m, err := parseManifest(doc.Data)
 	if err != nil {
-		return source{}, err
+		return source{}, fmt.Errorf("manifest %s: %w", doc.Digest, err)
 	}
-	img, err := desc.Image()
-	if err != nil {
-		return source{}, err
-	}
-	manifest, err := img.RawManifest()
-	if err != nil {
-		return source{}, err
-	}
-	var m ocispec.Manifest
-	if err := json.Unmarshal(manifest, &m); err != nil {
-		return source{}, fmt.Errorf("read manifest: %w", err)
-	}
-	if m.Config.Size > maxDocument {
-		return source{}, fmt.Errorf("its config has %d bytes, more than %d", m.Config.Size, maxDocument)
-	}
-	config, err := img.RawConfigFile()
+	config, err := repo.Config(ctx, m.Config)
 	if err != nil {
 		return source{}, fmt.Errorf("read config: %w", err)
 	}
-	if got := digest.FromBytes(config); got != m.Config.Digest {
-		return source{}, fmt.Errorf("its config is %s instead of %s", got, m.Config.Digest)
-	}
-	src := source{config: config, manifest: manifest}
+	src := source{config: config, manifest: doc.Data}
 	for _, desc := range m.Layers {
-		if err := checkDigest(desc.Digest); err != nil {
-			return source{}, err
-		}
 		if len(desc.URLs) > 0 { // Windows base layers; and a way to have us ask any server
 			return source{}, fmt.Errorf("layer %s is to be fetched from elsewhere", desc.Digest)
 		}
-		src.blobs = append(src.blobs, blobSource{desc: desc, open: r.opener(desc.Digest)})
+		src.blobs = append(src.blobs, blobSource{desc: desc, remote: repo})
 	}
 	return src, nil
 }
 
-func (r *remoteImage) opener(d digest.Digest) func(context.Context) (io.ReadCloser, error) {
-	return func(ctx context.Context) (io.ReadCloser, error) {
-		l, err := r.puller.Layer(ctx, r.ref.Context().Digest(d.String()))
-		if err != nil {
-			return nil, err
+// parseManifest reads the manifest of an image, which may come from anyone.
+func parseManifest(data []byte) (m ocispec.Manifest, err error) {
+	var both struct {
+		Manifests json.RawMessage `json:"manifests"`
+	}
+	if err := errors.Join(json.Unmarshal(data, &m), json.Unmarshal(data, &both)); err != nil {
+		return m, fmt.Errorf("read manifest: %w", err)
+	}
+	if both.Manifests != nil { // another reader may see an index (CVE-2021-41190)
+		return m, errors.New("it is a manifest and an index at once")
+	}
+	switch m.MediaType {
+	case ocispec.MediaTypeImageManifest, registry.DockerManifest, "":
+	default:
+		return m, fmt.Errorf("media type %q is not supported: want an OCI manifest or Docker's version 2, schema 2", m.MediaType)
+	}
+	if m.SchemaVersion != 2 {
+		return m, fmt.Errorf("schemaVersion %d is not supported, only 2", m.SchemaVersion)
+	}
+	if kind := m.Config.MediaType; kind != "" && kind != ocispec.MediaTypeImageConfig && !strings.HasPrefix(kind, "application/vnd.docker.container.image.") {
+		return m, fmt.Errorf("it is no container image: its config is %q", kind)
+	}
+	if err := checkDigest(m.Config.Digest); err != nil {
+		return m, fmt.Errorf("config: %w", err)
+	}
+	for i, desc := range m.Layers {
+		if err := checkDigest(desc.Digest); err != nil {
+			return m, fmt.Errorf("layer %d: %w", i, err)
 		}
-		return l.Compressed()
+		if desc.Size < 0 {
+			return m, fmt.Errorf("layer %d: size %d", i, desc.Size)
+		}
 	}
-}
-
-func parsePlatform(platform string) (v1.Platform, error) {
-	if platform == "" {
-		platform = runtime.GOOS + "/" + runtime.GOARCH
-	}
-	p, err := v1.ParsePlatform(platform)
-	if err != nil {
-		return v1.Platform{}, fmt.Errorf("platform %q: %w", platform, err)
-	}
-	return *p, nil
-}
-
-// checkPlatform compares the config with what was asked for. An index was
-// chosen from already, but a tag may name a single image of any platform: an
-// error if the caller insisted on another, else a warning.
-func checkPlatform(config []byte, platform string, out *progress) error {
-	want, err := parsePlatform(platform)
-	if err != nil {
-		return err
-	}
-	var have Config
-	if err := json.Unmarshal(config, &have); err != nil {
-		return fmt.Errorf("read config: %w", err)
-	}
-	if have.OS == want.OS && have.Architecture == want.Architecture {
-		return nil
-	}
-	if platform != "" {
-		return fmt.Errorf("it is for %s/%s, not %s", have.OS, have.Architecture, platform)
-	}
-	out.printf("warning: the image is for %s/%s, this machine is %s/%s\n", have.OS, have.Architecture, want.OS, want.Architecture)
-	return nil
-}
-
-// newTransport refuses plain HTTP except to loopback. go-containerregistry
-// itself would try it with every private address, and send credentials that
-// way.
-func newTransport(insecure bool) http.RoundTripper {
-	t := remote.DefaultTransport.(*http.Transport).Clone()
-	if insecure {
-		t.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} // asked for; digests are still checked
-		return t
-	}
-	return &tlsOnly{t}
-}
-
-type tlsOnly struct{ next http.RoundTripper }
-
-func (t *tlsOnly) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Scheme != "https" && !isLoopback(req.URL.Hostname()) {
-		return nil, errors.New("refused to use plain HTTP; say that the registry is insecure to allow it")
-	}
-	return t.next.RoundTrip(req)
-}
-
-func isLoopback(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
+	return m, nil
 }

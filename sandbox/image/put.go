@@ -45,6 +45,7 @@ type newImage struct {
 	manifest []byte // as it came; nil: make one
 	layers   []digest.Digest
 	names    []string
+	digests  []string // "repository@sha256:…", to find it by what a registry calls it
 }
 
 // put writes an image in the order that makes each step of it harmless alone:
@@ -77,7 +78,7 @@ func (s *Store) put(ctx context.Context, n newImage) (Image, error) {
 		}
 	}
 	s.step("layers synced")
-	return s.register(r, unsynced, names)
+	return s.register(r, unsynced, names, n.digests)
 }
 
 func shortNames(names []string) ([]string, error) {
@@ -132,7 +133,7 @@ func (s *Store) putDocuments(n newImage, infos []layerInfo) (r record, err error
 }
 
 // register makes the image visible.
-func (s *Store) register(r record, unsynced, names []string) (img Image, err error) {
+func (s *Store) register(r record, unsynced, names, digests []string) (img Image, err error) {
 	err = s.locked(unix.LOCK_EX, func() error {
 		if err := s.writeRecord(r); err != nil {
 			return err
@@ -142,6 +143,9 @@ func (s *Store) register(r record, unsynced, names []string) (img Image, err err
 			if err := ignoreMissing(os.Remove(mark)); err != nil {
 				return err
 			}
+		}
+		if err := s.addDigests(r.ID, digests...); err != nil {
+			return err
 		}
 		index, err := s.readNames()
 		if err != nil {
@@ -158,7 +162,7 @@ func (s *Store) register(r record, unsynced, names []string) (img Image, err err
 			}
 		}
 		s.step("names written")
-		img, err = s.image(r, index)
+		img, err = s.completed(r, index)
 		return err
 	})
 	return img, err

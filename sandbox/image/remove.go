@@ -19,11 +19,12 @@ import (
 func (s *Store) Remove(ref string, force bool) error {
 	var doomed []record
 	err := s.locked(unix.LOCK_EX, func() error {
-		names, err := s.readNames()
+		x, err := s.readIndex()
 		if err != nil {
 			return err
 		}
-		id, err := s.resolve(ref, names)
+		names := x.names
+		id, err := s.resolve(ref, x)
 		if err != nil {
 			return err
 		}

@@ -5,15 +5,23 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/image/registry"
 )
 
 // Store is the images of one root directory. Its methods may be called by
 // several goroutines, and several processes may open the same root.
 type Store struct {
 	root string
+	// hosts says how registries are reached; see UseRegistries.
+	hosts map[string]registry.Host
+	// pause is the first pause before a registry is asked again; doubled for
+	// each further one.
+	pause time.Duration
 	// step is told each point at which a crash must do no harm; tests kill
 	// the process there. Never nil.
 	step func(name string)
@@ -26,8 +34,8 @@ func Open(root string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	s := &Store{root: root, step: func(string) {}}
-	for _, dir := range []string{"blobs/sha256", "layers", "images", "leases", "tmp", "empty"} {
+	s := &Store{root: root, pause: 500 * time.Millisecond, step: func(string) {}}
+	for _, dir := range []string{"blobs/sha256", "layers", "images", "leases", "partial", "tmp", "empty"} {
 		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
 			return nil, fmt.Errorf("open image store: %w", err)
 		}
@@ -40,6 +48,10 @@ func Open(root string) (*Store, error) {
 	}
 	return s, nil
 }
+
+// UseRegistries says how registries are reached, by host name with port:
+// mirrors, certificates, plain HTTP. Call it before the store is used.
+func (s *Store) UseRegistries(hosts map[string]registry.Host) { s.hosts = hosts }
 
 func (s *Store) path(elem ...string) string {
 	return filepath.Join(append([]string{s.root}, elem...)...)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -86,55 +85,7 @@ func decompress(r io.Reader) (plain io.ReadCloser, mediaType string, err error) 
 		}
 		return d.IOReadCloser(), ocispec.MediaTypeImageLayerZstd, nil
 	case bytes.HasPrefix(head, bzip2Magic), bytes.HasPrefix(head, xzMagic):
-		return nil, "", errors.New("compressed by something else than gzip or zstd")
+		return nil, "", errors.New("compressed by bzip2 or xz: only gzip, zstd and no compression are supported")
 	}
 	return io.NopCloser(br), ocispec.MediaTypeImageLayer, nil
-}
-
-// transport marks errors of reading as the other side's: worth another try.
-type transport struct{ r io.Reader }
-
-type transportError struct{ err error }
-
-func (e *transportError) Error() string { return e.err.Error() }
-func (e *transportError) Unwrap() error { return e.err }
-
-func (t *transport) Read(p []byte) (int, error) {
-	n, err := t.r.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		err = &transportError{err}
-	}
-	return n, err
-}
-
-// progress writes whole lines for several goroutines.
-type progress struct {
-	mu sync.Mutex
-	w  io.Writer
-}
-
-func newProgress(w io.Writer) *progress {
-	if w == nil {
-		w = io.Discard
-	}
-	return &progress{w: w}
-}
-
-func (p *progress) printf(format string, args ...any) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	_, _ = fmt.Fprintf(p.w, format, args...) // a reader of progress that went away must not end the work
-}
-
-func shortDigest(d digest.Digest) string { return d.Encoded()[:12] }
-
-func humanSize(n int64) string {
-	size, unit := float64(n), "B"
-	for _, next := range []string{"kB", "MB", "GB", "TB"} {
-		if size < 1000 {
-			break
-		}
-		size, unit = size/1000, next
-	}
-	return fmt.Sprintf("%.3g %s", size, unit)
 }

@@ -1,0 +1,66 @@
+package image
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+
+	"github.com/opencontainers/go-digest"
+
+	"naru/internal/atomicfile"
+)
+
+// digests.json says which image a digest of a registry means: the digest of an
+// index, which is in no image's own documents, of the last platform that was
+// pulled by it. It is an aid to find an image, no root: it keeps none alive,
+// and what points to an image that is gone means nothing.
+
+func (s *Store) readDigests() (map[string]digest.Digest, error) {
+	digests := map[string]digest.Digest{}
+	data, err := os.ReadFile(s.path("digests.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return digests, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(data, &digests); err != nil {
+		return nil, fmt.Errorf("read digests.json: %w", err)
+	}
+	maps.DeleteFunc(digests, func(_ string, id digest.Digest) bool {
+		if checkDigest(id) != nil {
+			return true
+		}
+		_, err := os.Stat(s.imagePath(id))
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	return digests, nil
+}
+
+// addDigests lets names with a digest point to an image; the store is locked
+// exclusively.
+func (s *Store) addDigests(id digest.Digest, names ...string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	digests, err := s.readDigests()
+	if err != nil {
+		return err
+	}
+	changed := false
+	for _, name := range names {
+		changed = changed || digests[name] != id
+		digests[name] = id
+	}
+	if !changed {
+		return nil
+	}
+	data, err := json.MarshalIndent(digests, "", "  ")
+	if err != nil {
+		return err
+	}
+	return atomicfile.WriteFile(s.path("digests.json"), data, 0o600)
+}
