@@ -23,14 +23,14 @@ const exitEngine = 125
 // containerCommands are the commands that work on the data directory without
 // an agent: containers, images, networks, volumes, and doctor.
 func containerCommands(env *Env) []*cobra.Command {
-	return []*cobra.Command{
+	return append(imageShortcuts(env),
 		runCommand(env), createCommand(env), execCommand(env), psCommand(env), logsCommand(env), inspectCommand(env),
 		startCommand(env), stopCommand(env), killCommand(env), rmCommand(env), waitCommand(env),
 		copyCommand(env), diffCommand(env), exportCommand(env), commitCommand(env), renameCommand(env), updateCommand(env),
 		topCommand(env), statsCommand(env), eventsCommand(env), containerCommand(env),
 		imageCommand(env), buildCommand(env), networkCommand(env), volumeCommand(env), systemCommand(env),
 		doctorCommand(env), ociCommand(env),
-	}
+	)
 }
 
 // openEngine opens the container engine of the data directory.
@@ -38,7 +38,16 @@ func openEngine(env *Env) (*sandbox.Engine, error) {
 	if err := needRoot(); err != nil {
 		return nil, err
 	}
-	return sandbox.Open(sandbox.Options{Root: env.Root, Run: env.Run})
+	e, err := sandbox.Open(sandbox.Options{Root: env.Root, Run: env.Run})
+	if err != nil {
+		return nil, err
+	}
+	hosts, err := readRegistries(env)
+	if err != nil {
+		return nil, err
+	}
+	e.Images().UseRegistries(hosts)
+	return e, nil
 }
 
 // needRoot says at once what would else show as one permission that is missing.

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -35,85 +34,9 @@ func commitCommand(env *Env) *cobra.Command {
 			return nil
 		}),
 	}
-	c.Flags().StringArrayVarP(&changes, "change", "c", nil, "CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or WORKDIR, as in a Dockerfile")
+	c.Flags().StringArrayVarP(&changes, "change", "c", nil, "a Dockerfile instruction: "+changeWords)
 	c.Flags().StringVarP(&o.Author, "author", "a", "", "author of the image")
 	c.Flags().StringVarP(&o.Message, "message", "m", "", "what it is")
 	c.Flags().BoolVarP(&pause, "pause", "p", true, "pause the container meanwhile")
 	return c
-}
-
-// applyChanges writes --change lines, which are those of a Dockerfile, into a
-// configuration.
-func applyChanges(c *image.RunConfig, changes []string) error {
-	for _, change := range changes {
-		word, rest, _ := strings.Cut(strings.TrimSpace(change), " ")
-		rest = strings.TrimSpace(rest)
-		if rest == "" {
-			return usage("--change %q: nothing given", change)
-		}
-		switch strings.ToUpper(word) {
-		case "CMD":
-			c.Cmd = commandLine(rest)
-		case "ENTRYPOINT":
-			c.Entrypoint = commandLine(rest)
-		case "ENV":
-			c.Env = setVariable(c.Env, keyValue(rest))
-		case "LABEL":
-			key, value, _ := strings.Cut(keyValue(rest), "=")
-			if c.Labels == nil {
-				c.Labels = map[string]string{}
-			}
-			c.Labels[key] = strings.Trim(value, `"`)
-		case "USER":
-			c.User = rest
-		case "WORKDIR":
-			c.WorkingDir = rest
-		case "STOPSIGNAL":
-			if _, err := sandbox.ParseSignal(rest); err != nil {
-				return usage("--change %q: %w", change, err)
-			}
-			c.StopSignal = rest
-		case "EXPOSE":
-			c.ExposedPorts = addKeys(c.ExposedPorts, strings.Fields(rest), "/tcp")
-		case "VOLUME":
-			c.Volumes = addKeys(c.Volumes, strings.Fields(rest), "")
-		default:
-			return usage("--change %q: want CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or WORKDIR", change)
-		}
-	}
-	return nil
-}
-
-// keyValue reads KEY=value and the old form KEY value.
-func keyValue(s string) string {
-	if strings.Contains(s, "=") {
-		return s
-	}
-	return strings.Replace(s, " ", "=", 1)
-}
-
-// setVariable replaces a variable of the same name.
-func setVariable(env []string, kv string) []string {
-	key, _, _ := strings.Cut(kv, "=")
-	for i := range env {
-		if strings.HasPrefix(env[i], key+"=") {
-			env[i] = kv
-			return env
-		}
-	}
-	return append(env, kv)
-}
-
-func addKeys(set map[string]struct{}, keys []string, suffix string) map[string]struct{} {
-	all := map[string]struct{}{}
-	for key := range set {
-		all[key] = struct{}{}
-	}
-	for _, key := range keys {
-		if !strings.Contains(key, "/") {
-			key += suffix
-		}
-		all[key] = struct{}{}
-	}
-	return all
 }

@@ -114,6 +114,12 @@ func (e *Engine) PruneNetworks(ctx context.Context) ([]string, error) {
 // PruneImages removes images that no container uses: those without a name, or
 // all. It returns the bytes freed.
 func (e *Engine) PruneImages(ctx context.Context, all bool) (int64, error) {
+	return e.PruneImagesWhere(ctx, func(img image.Image) bool { return all || len(img.Names) == 0 })
+}
+
+// PruneImagesWhere removes the images that drop says yes to and that no
+// container uses. It returns the bytes freed.
+func (e *Engine) PruneImagesWhere(ctx context.Context, drop func(image.Image) bool) (int64, error) {
 	records, err := e.records()
 	if err != nil {
 		return 0, err
@@ -122,9 +128,7 @@ func (e *Engine) PruneImages(ctx context.Context, all bool) (int64, error) {
 	for _, r := range records {
 		used[r.ImageID] = true
 	}
-	return e.images.Prune(ctx, func(img image.Image) bool {
-		return used[img.ID.String()] || (!all && len(img.Names) > 0)
-	})
+	return e.images.Prune(ctx, func(img image.Image) bool { return used[img.ID.String()] || !drop(img) })
 }
 
 // PruneVolumes removes the volumes that no container mounts.

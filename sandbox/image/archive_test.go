@@ -48,7 +48,7 @@ func saved(t *testing.T) (s *Store, images map[string]Image, archive []byte) {
 func TestSaveLoadRoundTrip(t *testing.T) {
 	s, images, archive := saved(t)
 	other := newStore(t)
-	loaded, err := other.Load(ctx, bytes.NewReader(archive))
+	loaded, err := other.Load(ctx, bytes.NewReader(archive), LoadOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func loadFile(t *testing.T, file string, want Image, what string) {
 	}
 	defer func() { _ = f.Close() }()
 	s := newStore(t)
-	if _, err := s.Load(ctx, f); err != nil {
+	if _, err := s.Load(ctx, f, LoadOptions{}); err != nil {
 		t.Errorf("load %s: %v", what, err)
 		return
 	}
@@ -156,7 +156,7 @@ func TestDockerLoadsOurArchive(t *testing.T) {
 		t.Fatalf("docker save: %v", err)
 	}
 	s := newStore(t)
-	if _, err := s.Load(ctx, bytes.NewReader(theirs)); err != nil {
+	if _, err := s.Load(ctx, bytes.NewReader(theirs), LoadOptions{}); err != nil {
 		t.Fatalf("load what docker saved: %v", err)
 	}
 	if img, err := s.Get("app:1"); err != nil || img.ID != images["app:1"].ID {
@@ -222,7 +222,7 @@ func TestLoadOldDockerArchive(t *testing.T) {
 	}
 	s := newStore(t)
 	archive := archiveOf(t, files, tar.Header{Typeflag: tar.TypeSymlink, Name: "c/layer.tar", Linkname: "../a/layer.tar"})
-	if _, err := s.Load(ctx, bytes.NewReader(archive)); err != nil {
+	if _, err := s.Load(ctx, bytes.NewReader(archive), LoadOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if img, err := s.Get("old:1"); err != nil || img.ID != id {
@@ -271,7 +271,7 @@ func TestLoadsWhatOthersWrite(t *testing.T) {
 	}
 	for name, archive := range map[string][]byte{"docker": docker, "oci": tarDir(t, ociLayout(t, img, "other:1"))} {
 		s := newStore(t)
-		loaded, err := s.Load(ctx, bytes.NewReader(archive))
+		loaded, err := s.Load(ctx, bytes.NewReader(archive), LoadOptions{})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -334,7 +334,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"an index of nothing", map[string]string{"index.json": `{"manifests":[]}`}, "no image"},
 	} {
 		s := newStore(t)
-		_, err := s.Load(ctx, bytes.NewReader(archiveOf(t, test.files)))
+		_, err := s.Load(ctx, bytes.NewReader(archiveOf(t, test.files)), LoadOptions{})
 		if err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want %q", test.name, err, test.want)
 		}
@@ -371,7 +371,7 @@ func TestUmociAgrees(t *testing.T) {
 		t.Fatalf("umoci unpack: %v\n%s", err, out)
 	}
 	s := newStore(t)
-	loaded, err := s.Load(ctx, bytes.NewReader(tarDir(t, dir)))
+	loaded, err := s.Load(ctx, bytes.NewReader(tarDir(t, dir)), LoadOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

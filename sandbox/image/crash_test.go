@@ -93,7 +93,7 @@ func (l *life) load() error {
 	if err != nil {
 		return err
 	}
-	_, err = l.store.Load(ctx, f)
+	_, err = l.store.Load(ctx, f, LoadOptions{})
 	return errors.Join(err, f.Close())
 }
 

@@ -8,12 +8,14 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"naru/sandbox/image/layer"
 )
 
 // Import makes an image of one layer from the tar of a root file system, plain
 // or compressed by gzip or zstd. cfg says how to run it; Created is now if nil.
+// The one entry of its History, or one that is made, says where it came from.
 // name may be empty.
 func (s *Store) Import(ctx context.Context, r io.Reader, name string, cfg Config) (Image, error) {
 	img, err := s.importLayer(ctx, r, name, cfg)
@@ -58,6 +60,12 @@ func (s *Store) importLayer(ctx context.Context, r io.Reader, name string, cfg C
 	if cfg.Created == nil {
 		now := time.Now().UTC()
 		cfg.Created = &now
+	}
+	if len(cfg.History) == 0 {
+		cfg.History = []ocispec.History{{Comment: "Imported from -"}}
+	}
+	if cfg.History[0].Created == nil {
+		cfg.History[0].Created = cfg.Created
 	}
 	return s.Put(ctx, cfg, []digest.Digest{u.info.DiffID}, names...)
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -75,14 +74,14 @@ func (l *layout) descriptor(desc ocispec.Descriptor, names []string, depth int) 
 	if err := json.Unmarshal(data, &index); err != nil {
 		return fmt.Errorf("read index %s: %w", desc.Digest, err)
 	}
-	if child, ok := l.forThisMachine(index); ok {
+	if child, ok := l.forMachine(index); ok {
 		return l.descriptor(child, names, depth+1)
 	}
 	return nil
 }
 
-// forThisMachine chooses among the manifests that are in the archive.
-func (l *layout) forThisMachine(index ocispec.Index) (ocispec.Descriptor, bool) {
+// forMachine chooses among the manifests that are in the archive.
+func (l *layout) forMachine(index ocispec.Index) (ocispec.Descriptor, bool) {
 	var present []ocispec.Descriptor
 	for _, desc := range index.Manifests {
 		if checkDigest(desc.Digest) != nil || isAttestation(desc) {
@@ -91,12 +90,12 @@ func (l *layout) forThisMachine(index ocispec.Index) (ocispec.Descriptor, bool) 
 		if _, ok := l.archive.find(blobName(desc.Digest)); !ok {
 			continue
 		}
-		if p := desc.Platform; p != nil && p.OS == runtime.GOOS && p.Architecture == runtime.GOARCH {
+		if desc.Platform != nil && l.archive.want.runs(platformOf(desc)) {
 			return desc, true
 		}
 		present = append(present, desc)
 	}
-	if len(present) == 1 { // the archive was made for one machine, maybe not ours
+	if len(present) == 1 && !l.archive.insisted { // the archive was made for one machine, maybe not ours
 		return present[0], true
 	}
 	return ocispec.Descriptor{}, false
@@ -111,21 +110,15 @@ func (l *layout) manifest(d digest.Digest, names []string) error {
 	if err != nil {
 		return err
 	}
-	var m ocispec.Manifest
-	if err := json.Unmarshal(data, &m); err != nil {
-		return fmt.Errorf("read manifest %s: %w", d, err)
-	}
-	if err := checkDigest(m.Config.Digest); err != nil {
-		return err
+	m, err := parseManifest(data)
+	if err != nil {
+		return fmt.Errorf("manifest %s: %w", d, err)
 	}
 	src := source{manifest: data}
 	if src.config, err = l.verified(m.Config.Digest); err != nil {
 		return err
 	}
 	for _, desc := range m.Layers {
-		if err := checkDigest(desc.Digest); err != nil {
-			return err
-		}
 		blob := l.archive.blob(blobName(desc.Digest))
 		blob.desc = desc
 		src.blobs = append(src.blobs, blob)

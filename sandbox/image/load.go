@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"strconv"
 
 	"naru/sandbox/image/layer"
@@ -19,22 +21,43 @@ import (
 // oci-archive, docker save since 25, Save) or a docker archive (docker save
 // before). The archive may be compressed by gzip or zstd. Names in it are
 // given to the images, also if others had them.
-func (s *Store) Load(ctx context.Context, r io.Reader) ([]Image, error) {
-	images, err := s.load(ctx, r)
+func (s *Store) Load(ctx context.Context, r io.Reader, o LoadOptions) ([]Image, error) {
+	images, err := s.load(ctx, o, func(a *archive) error { return a.stage(ctx, r) })
 	if err != nil {
 		return nil, fmt.Errorf("load images: %w", err)
 	}
 	return images, nil
 }
 
-func (s *Store) load(ctx context.Context, r io.Reader) (images []Image, err error) {
+// LoadOptions are the choices of one Load.
+type LoadOptions struct {
+	// Platform chooses from indexes: "os/arch" or "os/arch/variant"; empty:
+	// this machine's, or the only one there is.
+	Platform string
+}
+
+// LoadDir reads the images of an OCI layout, or an unpacked docker archive, in
+// a directory. It changes nothing there.
+func (s *Store) LoadDir(ctx context.Context, dir string, o LoadOptions) ([]Image, error) {
+	images, err := s.load(ctx, o, func(a *archive) error { return a.directory(ctx, dir) })
+	if err != nil {
+		return nil, fmt.Errorf("load images: %w", err)
+	}
+	return images, nil
+}
+
+func (s *Store) load(ctx context.Context, o LoadOptions, stage func(*archive) error) (images []Image, err error) {
+	want, err := parsePlatform(o.Platform)
+	if err != nil {
+		return nil, err
+	}
 	w, err := s.newWorkspace()
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, w.remove()) }()
-	a := &archive{dir: w, files: map[string]string{}, links: map[string]string{}}
-	if err := a.stage(ctx, r); err != nil {
+	a := &archive{dir: w, want: want, insisted: o.Platform != "", files: map[string]string{}, links: map[string]string{}}
+	if err := stage(a); err != nil {
 		return nil, fmt.Errorf("read archive: %w", err)
 	}
 	s.step("archive staged")
@@ -43,6 +66,9 @@ func (s *Store) load(ctx context.Context, r io.Reader) (images []Image, err erro
 		return nil, fmt.Errorf("read archive: %w", err)
 	}
 	for _, src := range sources {
+		if err := checkPlatform(src.config, want, o.Platform != "", newProgress(nil, nil)); err != nil {
+			return nil, err
+		}
 		img, err := s.ingest(ctx, src, newProgress(nil, nil))
 		if err != nil {
 			return nil, err
@@ -56,9 +82,11 @@ func (s *Store) load(ctx context.Context, r io.Reader) (images []Image, err erro
 // of ours in the workspace: no name in the archive ever becomes a path on
 // disk.
 type archive struct {
-	dir   *workspace
-	files map[string]string // cleaned name → file on disk
-	links map[string]string // cleaned name → cleaned name; docker links equal layers
+	dir      *workspace
+	want     platform
+	insisted bool              // on want
+	files    map[string]string // cleaned name → file on disk
+	links    map[string]string // cleaned name → cleaned name; docker links equal layers
 }
 
 const maxArchiveEntries = 100_000
@@ -111,6 +139,27 @@ func (a *archive) add(h *tar.Header, r io.Reader, n int) error {
 		a.files[name] = file
 	}
 	return nil // directories and the rest say nothing
+}
+
+// directory takes the regular files of a directory, links not among them.
+func (a *archive) directory(ctx context.Context, dir string) error {
+	return filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err := errors.Join(err, ctx.Err()); err != nil {
+			return err
+		}
+		if !e.Type().IsRegular() {
+			return nil
+		}
+		if len(a.files) == maxArchiveEntries {
+			return fmt.Errorf("more than %d files", maxArchiveEntries)
+		}
+		name, err := filepath.Rel(dir, path)
+		if err != nil {
+			return err
+		}
+		a.files[archiveName(name)] = path
+		return nil
+	})
 }
 
 type onlyReader struct{ io.Reader }
@@ -178,7 +227,7 @@ func (a *archive) sources() ([]source, error) {
 		return a.dockerSources(sources)
 	}
 	if len(sources) == 0 {
-		return nil, errors.New("it has no image for this machine")
+		return nil, fmt.Errorf("it has no image for %s", a.want)
 	}
 	return sources, nil
 }

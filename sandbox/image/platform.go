@@ -113,3 +113,27 @@ func checkPlatform(config []byte, want platform, insisted bool, out *progress) e
 	out.line("WARNING: the image is for %s, this machine is %s", have, want)
 	return nil
 }
+
+// SplitPlatform takes "os/arch[/variant]" apart; "" has no parts.
+func SplitPlatform(s string) (os, arch, variant string, err error) {
+	if s == "" {
+		return "", "", "", nil
+	}
+	p, err := parsePlatform(s)
+	return p.os, p.arch, p.variant, err
+}
+
+// CheckPlatform says that an image is not for the platform s; "" is any.
+func CheckPlatform(img Image, s string) error {
+	if s == "" {
+		return nil
+	}
+	want, err := parsePlatform(s)
+	if err != nil {
+		return err
+	}
+	if have := (platform{img.Config.OS, img.Config.Architecture, img.Config.Variant}); !want.runs(have) {
+		return fmt.Errorf("it is for %s, not %s", have, want)
+	}
+	return nil
+}

@@ -31,6 +31,64 @@ func (s *Store) Save(ctx context.Context, w io.Writer, refs ...string) error {
 	return nil
 }
 
+// SaveDir writes what Save writes into the new or empty directory dir: an OCI
+// layout. After an error it holds a part.
+func (s *Store) SaveDir(ctx context.Context, dir string, refs ...string) error {
+	err := os.MkdirAll(dir, 0o755)
+	if err != nil {
+		return fmt.Errorf("save images: %w", err)
+	}
+	if there, err := os.ReadDir(dir); err != nil || len(there) > 0 {
+		return errors.Join(fmt.Errorf("save images: directory %s is not empty", dir), err)
+	}
+	r, w := io.Pipe()
+	saved := make(chan error, 1)
+	go func() {
+		err := s.save(ctx, w, refs)
+		saved <- err
+		_ = w.CloseWithError(err) // never fails (io.PipeWriter)
+	}()
+	err = extract(r, dir)
+	_ = r.CloseWithError(err)
+	if err := errors.Join(<-saved, err); err != nil {
+		return fmt.Errorf("save images: %w", err)
+	}
+	return nil
+}
+
+// extract writes the plain files and directories of our own archive.
+func extract(r io.Reader, dir string) error {
+	tr := tar.NewReader(r)
+	for {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			_, err = io.Copy(io.Discard, r)
+			return err
+		}
+		if err != nil {
+			return err
+		}
+		path := filepath.Join(dir, filepath.FromSlash(h.Name))
+		if h.Typeflag == tar.TypeDir {
+			err = os.MkdirAll(path, 0o755)
+		} else {
+			err = writeFrom(path, tr)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func writeFrom(path string, r io.Reader) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	return errors.Join(err, f.Close())
+}
+
 func (s *Store) save(ctx context.Context, w io.Writer, refs []string) (err error) {
 	if len(refs) == 0 {
 		return errors.New("no image named")
@@ -244,6 +302,14 @@ func (s *Store) writeLayer(ctx context.Context, info layerInfo, w io.Writer) (er
 		return fmt.Errorf("it was changed on disk: %s instead of %s", out.digest(), want.Digest)
 	}
 	return nil
+}
+
+// writePlain writes a layer's uncompressed tar.
+func (s *Store) writePlain(ctx context.Context, info layerInfo, w io.Writer) error {
+	if info.Blob == nil {
+		return layer.Pack(ctx, filepath.Join(s.layerPath(info.DiffID), "fs"), w)
+	}
+	return s.copyBlob(*info.Blob, ocispec.Descriptor{Digest: info.DiffID}, w)
 }
 
 // copyBlob writes a kept blob as it is, or decompressed if that is wanted.
