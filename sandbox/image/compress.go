@@ -58,10 +58,11 @@ type gzipped struct {
 const gzipBlock = 1 << 20
 
 func newGzipWriter(w io.Writer, parallel int) *gzipWriter {
-	g := &gzipWriter{pending: make(chan chan gzipped, max(1, parallel)), done: make(chan error, 1)}
+	pending := make(chan chan gzipped, max(1, parallel))
+	g := &gzipWriter{pending: pending, done: make(chan error, 1)}
 	go func() {
 		var failed error
-		for result := range g.pending {
+		for result := range pending {
 			part := <-result
 			if failed == nil {
 				failed = part.err

@@ -62,6 +62,7 @@ func (l *life) run() error {
 		{"load", l.load},
 		{"tag", func() error { return l.store.Tag("imported", "other") }},
 		{"save", func() error { return l.store.Save(ctx, io.Discard, "built:1") }},
+		{"push", l.push},
 		{"remove", func() error { return errors.Join(l.store.Remove("other", false), l.store.Remove("imported", false)) }},
 		{"prune", func() error {
 			_, err := l.store.Prune(ctx, func(img Image) bool { return !slices.Contains(img.Names, "built:1") })
@@ -95,6 +96,17 @@ func (l *life) load() error {
 	}
 	_, err = l.store.Load(ctx, f, LoadOptions{})
 	return errors.Join(err, f.Close())
+}
+
+func (l *life) push() error {
+	to := l.host + "/pushed:1"
+	if err := l.store.Tag("built:1", to); err != nil {
+		return err
+	}
+	if _, err := l.store.Push(ctx, to, PushOptions{}); err != nil {
+		return err
+	}
+	return l.store.Remove(to, false)
 }
 
 func (l *life) build() error {

@@ -211,3 +211,23 @@ func umociImage(t testing.TB) v1.Image {
 	}
 	return img
 }
+
+// spoil changes the byte at an offset of a file.
+func spoil(t testing.TB, file string, at int) {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[at] ^= 1
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func checkNoPartials(t testing.TB, s *Store) {
+	t.Helper()
+	if left, err := os.ReadDir(s.path("partial")); err != nil || len(left) > 0 {
+		t.Errorf("partial holds %v (%v)", left, err)
+	}
+}

@@ -83,7 +83,7 @@ func (s *Store) pull(ctx context.Context, ref string, o PullOptions) (Image, err
 
 func (s *Store) openRepository(ref reference, insecure bool, out *progress) (*registry.Repository, error) {
 	return registry.Open(ref.host, ref.path, registry.Options{
-		Hosts: s.hosts, Insecure: insecure, Backoff: s.pause, Notify: func(line string) { out.line("%s", line) },
+		Hosts: s.hosts, Insecure: insecure, Backoff: s.pause, Stall: s.stall, Notify: func(line string) { out.line("%s", line) },
 	})
 }
 

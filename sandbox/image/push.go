@@ -86,6 +86,7 @@ func (s *Store) push(ctx context.Context, name string, o PushOptions) (d digest.
 	if err != nil {
 		return "", err
 	}
+	s.step("blobs pushed")
 	if err := repo.PutManifest(ctx, parsed.tag, doc); err != nil {
 		return "", err
 	}
@@ -246,6 +247,7 @@ func (p *pushing) layer(ctx context.Context, info layerInfo) (desc ocispec.Descr
 	if err != nil {
 		return desc, err
 	}
+	p.store.step("layer compressed")
 	if desc.Digest != known.Digest {
 		if err := p.store.rememberForm(info.DiffID, desc); err != nil {
 			return desc, err

@@ -22,6 +22,8 @@ type Store struct {
 	// pause is the first pause before a registry is asked again; doubled for
 	// each further one.
 	pause time.Duration
+	// stall is how long a transfer may stand still.
+	stall time.Duration
 	// step is told each point at which a crash must do no harm; tests kill
 	// the process there. Never nil.
 	step func(name string)
@@ -34,7 +36,7 @@ func Open(root string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	s := &Store{root: root, pause: 500 * time.Millisecond, step: func(string) {}}
+	s := &Store{root: root, pause: 500 * time.Millisecond, stall: time.Minute, step: func(string) {}}
 	for _, dir := range []string{"blobs/sha256", "layers", "images", "leases", "partial", "tmp", "empty"} {
 		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
 			return nil, fmt.Errorf("open image store: %w", err)
