@@ -231,7 +231,7 @@ func TestLoadOldDockerArchive(t *testing.T) {
 	checkStore(t, s)
 }
 
-func archiveOf(t *testing.T, files map[string]string, links ...tar.Header) []byte {
+func archiveOf(t testing.TB, files map[string]string, links ...tar.Header) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
@@ -286,7 +286,7 @@ func TestLoadsWhatOthersWrite(t *testing.T) {
 	}
 }
 
-func ociLayout(t *testing.T, img v1.Image, ref string) string {
+func ociLayout(t testing.TB, img v1.Image, ref string) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "oci")
 	path, err := ggcr.Write(dir, empty.Index)

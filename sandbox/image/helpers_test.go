@@ -193,23 +193,11 @@ func umociImage(t testing.TB) v1.Image {
 		{Typeflag: '0', Name: "attrs", Mode: 0o600, PAXRecords: layertest.Xattrs("user.x", "y")},
 		layertest.Dir("old", 0o711), layertest.File("old/.wh.fresh"), layertest.Symlink("etc2", "/etc/../etc"),
 	})
-	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
-	img, err := mutate.ConfigFile(img, &v1.ConfigFile{OS: runtime.GOOS, Architecture: runtime.GOARCH, RootFS: v1.RootFS{Type: "layers"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	var tars [][]byte
 	for _, entries := range layers {
-		data := layertest.Tar(t, entries...)
-		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil },
-			tarball.WithMediaType(types.OCILayer))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if img, err = mutate.AppendLayers(img, l); err != nil {
-			t.Fatal(err)
-		}
+		tars = append(tars, layertest.Tar(t, entries...))
 	}
-	return img
+	return gzipImage(t, tars...)
 }
 
 // spoil changes the byte at an offset of a file.

@@ -259,11 +259,18 @@ func (u *unpacker) stillImplied() []string {
 	return paths
 }
 
-// finishDirs sets the times and default ACLs of the directories, children before parents.
+// finishDirs sets the times and default ACLs of the directories, children
+// before parents. Of one that the tar has twice, or after its children, the last
+// entry counts.
 func (u *unpacker) finishDirs() error {
 	u.forget()
+	done := map[string]bool{}
 	for i := len(u.dirs) - 1; i >= 0; i-- {
 		d := u.dirs[i]
+		if done[d.path] {
+			continue
+		}
+		done[d.path] = true
 		fd, err := openIn(u.root, d.path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 		if err != nil { // a later entry put something else there
 			continue

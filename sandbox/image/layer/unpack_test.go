@@ -5,10 +5,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -57,6 +60,19 @@ var hostile = []struct {
 	{"an owner that means -1", []entry{{Typeflag: tar.TypeDir, Name: "d", Uid: 1<<32 - 1}}, "owner"},
 	{"a device number that overflows", []entry{{Typeflag: tar.TypeBlock, Name: "b", Devmajor: 1 << 13}}, "device"},
 	{"too deep", []entry{layertest.Dir(strings.Repeat("d/", 300), 0o755)}, "components"},
+	{"a hundred thousand directories deep", []entry{layertest.Dir(strings.Repeat("d/", 100_000), 0o755)}, "a name of"},
+	{"a hard link to a name that is too deep", []entry{layertest.Link("l", strings.Repeat("d/", 300)+"f")}, "components"},
+	{"a symbolic link to nothing", []entry{{Typeflag: tar.TypeSymlink, Name: "l"}}, "a link target of 0 bytes"},
+	{"a symbolic link that is too long", []entry{layertest.Symlink("l", strings.Repeat("x", 5000))}, "a link target of 5000 bytes"},
+	{"links in a circle, then a write through them", []entry{layertest.Symlink("a", "b"), layertest.Symlink("b", "a"), layertest.File("a/canary")}, "too many levels"},
+	{"a whiteout in a link out", []entry{layertest.Symlink("l", "../.."), layertest.File("l/.wh.canary")}, ""},
+	{"a directory that becomes a link out between its files", []entry{layertest.Dir("d", 0o755), layertest.File("d/a"), layertest.File(".wh.d"), layertest.Symlink("d", "OUTSIDE"), layertest.File("d/canary")}, "no such file"},
+	{"a device named like the canary through a link", []entry{layertest.Symlink("l", "OUTSIDE"), {Typeflag: tar.TypeChar, Name: "l/canary", Devmajor: 1, Devminor: 1}}, "no such file"},
+	{"a fifo over a link out", []entry{layertest.Symlink("l", "CANARY"), {Typeflag: tar.TypeFifo, Name: "l", Mode: 0o777, Uid: 7}}, ""},
+	{"a disk of the host", []entry{{Typeflag: tar.TypeBlock, Name: "sda", Mode: 0o666, Devmajor: 8}}, ""}, // kept: a container's root is nodev, and its device rules say no
+	{"trusted.overlay.opaque and origin", []entry{{Typeflag: tar.TypeDir, Name: "d", PAXRecords: layertest.Xattrs("trusted.overlay.opaque", "y", "trusted.overlay.origin", "x")}}, ""},
+	{"not UTF-8", []entry{{Typeflag: tar.TypeReg, Name: "\xff\xfe/\xc3\x28"}, layertest.Symlink("l\xff", "\xff/../../..")}, ""},
+	{"the same name ten times", []entry{layertest.File("x"), layertest.Symlink("x", "CANARY"), layertest.File("x"), layertest.Dir("x", 0o700), layertest.File("x/y"), layertest.Symlink("x", "OUTSIDE"), layertest.File("x")}, ""},
 	{"a component that is too long", []entry{layertest.File(strings.Repeat("x", 256))}, "component of 256 bytes"},
 	{"a name that is too long", []entry{layertest.File(strings.Repeat("x/", 2500) + "x")}, "a name of"},
 }
@@ -293,6 +309,101 @@ func TestLimits(t *testing.T) {
 		if !errors.Is(err, ErrHostile) {
 			t.Errorf("%s: %v, want it refused", name, err)
 		}
+	}
+}
+
+// A few bytes of tar may claim a file of any size.
+func TestSparseBombsEnd(t *testing.T) {
+	data := layertest.Tar(t, layertest.File("bomb"))[:512]
+	copy(data[124:136], "77777777777\x00") // 8 GiB - 1 in the octal size field
+	copy(data[148:156], "        ")
+	sum := 0
+	for _, b := range data {
+		sum += int(b)
+	}
+	copy(data[148:156], fmt.Sprintf("%06o\x00 ", sum))
+	count := &Count{R: bytes.NewReader(data)}
+	_, err := Unpack(context.Background(), newTree(t), count, Options{Compressed: count})
+	if !errors.Is(err, ErrHostile) {
+		t.Errorf("a size without data: %v, want it refused", err)
+	}
+	dir := t.TempDir()
+	for name, size := range map[string]int64{"bomb": 1 << 40, "hole": 1 << 30} {
+		if err := errors.Join(os.WriteFile(filepath.Join(dir, name), []byte("x"), 0o600), os.Truncate(filepath.Join(dir, name), size)); err != nil {
+			t.Fatal(err)
+		}
+		for _, format := range []string{"gnu", "pax"} {
+			packed, err := exec.Command("tar", "--create", "--sparse", "--format="+format, "--directory="+dir, name).Output()
+			if err != nil {
+				t.Skip("needs GNU tar: ", err)
+			}
+			tree, count := newTree(t), &Count{R: bytes.NewReader(packed)}
+			_, err = Unpack(context.Background(), tree, count, Options{Compressed: count})
+			if name == "bomb" && !errors.Is(err, ErrHostile) {
+				t.Errorf("%s, %s: %v, want it refused", name, format, err)
+			}
+			var st unix.Stat_t
+			if name == "hole" && (err != nil || unix.Stat(filepath.Join(tree, name), &st) != nil || st.Size != size || st.Blocks > 1024) {
+				t.Errorf("%s, %s: %v, %d bytes in %d blocks", name, format, err, st.Size, st.Blocks)
+			}
+		}
+	}
+}
+
+// A directory may come after what is in it: its own entry counts.
+func TestADirectoryAfterItsChildren(t *testing.T) {
+	tree, _ := unpack(t, layertest.File("d/f"), layertest.File("e/.wh.x"), layertest.Dir("d", 0o711), layertest.Dir("e", 0o700), layertest.Dir("e", 0o750))
+	got := layertest.Describe(t, tree)
+	for _, want := range []string{"d mode=40711 owner=0:0 mtime=1600000000", "e mode=40750 owner=0:0 mtime=1600000000"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%s\nis not in\n%s", want, got)
+		}
+	}
+}
+
+// The other names of a file stay what they were when one of them becomes
+// something else.
+func TestLinksToWhatIsReplacedLater(t *testing.T) {
+	tree, _ := unpack(t, layertest.Dir("a", 0o755), layertest.Dir("b", 0o755), layertest.File("a/f"), layertest.Link("b/f", "a/f"),
+		layertest.Dir("a/f", 0o755), layertest.File("a/f/inside"), layertest.File(".wh.a"))
+	if data, err := os.ReadFile(filepath.Join(tree, "b/f")); err != nil || string(data) != "a/f" {
+		t.Errorf("b/f holds %q (%v)", data, err)
+	}
+	if got := kind(t, filepath.Join(tree, "a/f")); got != "dir" {
+		t.Errorf("a/f is %s", got)
+	}
+}
+
+func TestNanosecondsAndGNUFormat(t *testing.T) {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	long := strings.Repeat("long/", 40) + strings.Repeat("n", 200)
+	when := time.Unix(1_500_000_000, 123_456_789)
+	for _, h := range []entry{
+		{Typeflag: tar.TypeReg, Name: "pax", ModTime: when, Format: tar.FormatPAX},
+		{Typeflag: tar.TypeDir, Name: "dir", Mode: 0o700, ModTime: when, Format: tar.FormatPAX},
+		{Typeflag: tar.TypeReg, Name: long, ModTime: when, Format: tar.FormatGNU},
+		{Typeflag: tar.TypeSymlink, Name: "sym", Linkname: "/" + long, ModTime: when, Format: tar.FormatGNU},
+	} {
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	tree := newTree(t)
+	if _, err := Unpack(context.Background(), tree, &buf, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	for name, nanos := range map[string]int64{"pax": 123_456_789, "dir": 123_456_789, long: 0} {
+		var st unix.Stat_t
+		if err := unix.Lstat(filepath.Join(tree, name), &st); err != nil || st.Mtim.Nsec != nanos || st.Mtim.Sec != when.Unix() {
+			t.Errorf("%s: %d.%d, %v", name, st.Mtim.Sec, st.Mtim.Nsec, err)
+		}
+	}
+	if target, err := os.Readlink(filepath.Join(tree, "sym")); err != nil || target != "/"+long {
+		t.Errorf("sym leads to %q (%v)", target, err)
 	}
 }
 
