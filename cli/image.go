@@ -118,6 +118,7 @@ func printRemoved(w io.Writer, before, after image.Image, left bool) {
 		if !kept[name] {
 			fmt.Fprintln(w, "Untagged:", name)
 		}
+		kept[name] = true // a pinned name is a digest as well
 	}
 	if !left {
 		fmt.Fprintln(w, "Deleted:", before.ID)

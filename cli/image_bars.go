@@ -36,8 +36,12 @@ func newBars(w io.Writer) *bars {
 }
 
 func (b *bars) tell(e image.Event) {
-	if e.Layer == "" { // a line that stays, above the bars
+	if e.Layer == "" { // a line that stays, above the bars that still move
 		b.erase()
+		if b.settled() {
+			b.draw()
+			b.drawn, b.order = 0, nil
+		}
 		fmt.Fprintln(b.w, e.Status)
 		b.draw()
 		return
@@ -53,6 +57,18 @@ func (b *bars) tell(e image.Event) {
 	}
 	b.erase()
 	b.draw()
+}
+
+// settled says whether no bar will change any more.
+func (b *bars) settled() bool {
+	for _, layer := range b.order {
+		switch status := b.lines[layer].Status; {
+		case strings.HasSuffix(status, " complete"), strings.HasSuffix(status, "lready exists"), status == "Pushed", strings.HasPrefix(status, "Mounted from"):
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 func (b *bars) end() {

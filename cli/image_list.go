@@ -185,10 +185,7 @@ func createdAt(img image.Image) time.Time {
 // with the whole name.
 func matchesName(pattern, name string) bool {
 	repository, _ := splitName(name)
-	for _, text := range []string{name, repository, path.Base(repository)} {
-		if strings.Contains(pattern, "/") && text == path.Base(repository) && text != repository {
-			continue
-		}
+	for _, text := range []string{name, repository} {
 		if ok, _ := path.Match(pattern, text); ok && name != "" {
 			return true
 		}

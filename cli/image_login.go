@@ -30,13 +30,9 @@ func loginCommand(env *Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			stored, err := image.LogIn(c.Context(), login, hosts)
-			if err != nil {
+			// Docker's own file store warns of passwords in plain text.
+			if _, err := image.LogIn(c.Context(), login, hosts); err != nil {
 				return err
-			}
-			if stored.Plain {
-				fmt.Fprintf(env.Stderr, "WARNING! The password is stored unencrypted in '%s'.\n"+
-					"Configure a credential helper (credsStore in that file) to change that.\n", stored.File)
 			}
 			fmt.Fprintln(env.Stdout, "Login Succeeded")
 			return nil

@@ -58,9 +58,41 @@ func (s *Store) addDigests(id digest.Digest, names ...string) error {
 	if !changed {
 		return nil
 	}
+	return s.writeDigests(digests)
+}
+
+func (s *Store) writeDigests(digests map[string]digest.Digest) error {
 	data, err := json.MarshalIndent(digests, "", "  ")
 	if err != nil {
 		return err
 	}
 	return atomicfile.WriteFile(s.path("digests.json"), data, 0o600)
+}
+
+// dropDigests forgets what the repository of a name that was taken from an
+// image calls it, unless the image has another name there. The store is locked
+// exclusively.
+func (s *Store) dropDigests(taken string, id digest.Digest, names map[string]digest.Digest) error {
+	r, err := parseName(taken)
+	if err != nil {
+		return nil // it was an id
+	}
+	for _, name := range namesOf(id, names) {
+		if other, err := parseName(name); err == nil && other.host == r.host && other.path == r.path {
+			return nil
+		}
+	}
+	digests, err := s.readDigests()
+	if err != nil {
+		return err
+	}
+	before := len(digests)
+	maps.DeleteFunc(digests, func(name string, target digest.Digest) bool {
+		other, err := parseName(name)
+		return target == id && err == nil && other.host == r.host && other.path == r.path
+	})
+	if len(digests) == before {
+		return nil
+	}
+	return s.writeDigests(digests)
 }

@@ -36,13 +36,10 @@ type recorder struct {
 func recorded(t *testing.T, host string) (string, *recorder) {
 	t.Helper()
 	rec := &recorder{}
-	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: host})
-	direct := proxy.Director
-	proxy.Director = func(r *http.Request) { // the registry builds Location from Host: keep ours
-		host := r.Host
-		direct(r)
-		r.Host = host
-	}
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(&url.URL{Scheme: "http", Host: host})
+		r.Out.Host = r.In.Host // the registry builds Location from it
+	}}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			rec.mu.Lock()

@@ -45,7 +45,7 @@ func (s *Store) Remove(ref string, force bool) error {
 			doomed = append(doomed, r)
 			return ignoreMissing(os.Remove(s.imagePath(id)))
 		}
-		return nil
+		return s.dropDigests(ref, id, names)
 	})
 	s.step("record removed")
 	if err == nil && len(doomed) > 0 {
