@@ -84,8 +84,10 @@ func decompress(r io.Reader) (plain io.ReadCloser, mediaType string, err error) 
 			return nil, "", err
 		}
 		return d.IOReadCloser(), ocispec.MediaTypeImageLayerZstd, nil
-	case bytes.HasPrefix(head, bzip2Magic), bytes.HasPrefix(head, xzMagic):
-		return nil, "", errors.New("compressed by bzip2 or xz: only gzip, zstd and no compression are supported")
+	case bytes.HasPrefix(head, bzip2Magic):
+		return nil, "", errors.New("it is compressed by bzip2, which is not supported: want gzip, zstd or none")
+	case bytes.HasPrefix(head, xzMagic):
+		return nil, "", errors.New("it is compressed by xz, which is not supported: want gzip, zstd or none")
 	}
 	return io.NopCloser(br), ocispec.MediaTypeImageLayer, nil
 }
