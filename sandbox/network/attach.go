@@ -22,6 +22,7 @@ type plug struct {
 	netns  int // descriptor
 	rec    record
 	fresh  bool // the address was given out by this call
+	public bool // ports were published before it
 }
 
 // Attach connects the namespace of ep.Pid to a network: bridge, veth pair,
@@ -47,22 +48,36 @@ func (m *Manager) Attach(ctx context.Context, ep Endpoint) (a Attachment, err er
 	defer func() { _ = unix.Close(p.netns) }()
 	durable := make(chan error, 1) // while the kernel works on the interfaces
 	go func() { durable <- k.syncRecord(p.def.Name, p.rec.Address) }()
-	err = k.connect(ctx, p)
+	if err = k.connect(ctx, p); err == nil {
+		err = k.publish(ctx, p)
+	}
 	if err = errors.Join(err, <-durable); err != nil {
 		err = fmt.Errorf("attach %s to network %q: %w", ep.Container, ep.Network, err)
 		if p.fresh {
-			err = errors.Join(err, k.release(p.def.Name, p.rec, true))
+			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanup)
+			defer cancel()
+			err = errors.Join(err, k.unplug(clean, p.def.Name, p.rec, true))
 		}
 		return a, err
 	}
-	return Attachment{
+	return p.attachment(), nil
+}
+
+func (p *plug) attachment() Attachment {
+	a := Attachment{
 		Network:   p.def.Name,
 		Interface: p.rec.Interface,
 		Address:   netip.PrefixFrom(p.rec.Address, p.def.Subnet.Bits()),
 		Gateway:   p.def.gateway(),
 		MTU:       p.bridge.Attrs().MTU,
-		MAC:       mac(p.rec.Address).String(),
-	}, nil
+		MAC:       p.rec.mac().String(),
+		Ports:     p.rec.Ports,
+	}
+	if p.rec.Address6.IsValid() {
+		a.Address6 = netip.PrefixFrom(p.rec.Address6, p.def.Subnet6.Bits())
+		a.Gateway6 = p.def.gateway6()
+	}
+	return a
 }
 
 func (ep Endpoint) check() error {
@@ -76,6 +91,20 @@ func (ep Endpoint) check() error {
 		if err := checkName("hostname", ep.Hostname, maxHostname); err != nil {
 			return err
 		}
+	}
+	for _, alias := range ep.Aliases {
+		if err := checkName("network alias", alias, maxHostname); err != nil {
+			return err
+		}
+	}
+	if ep.Address.IsValid() && !ep.Address.Is4() || ep.Address6.IsValid() && !ep.Address6.Is6() {
+		return fmt.Errorf("attach %s: addresses %s and %s: want an IPv4 and an IPv6 one", ep.Container, ep.Address, ep.Address6)
+	}
+	if n := len(ep.MAC); n != 0 && (n != 6 || ep.MAC[0]&1 != 0) {
+		return fmt.Errorf("attach %s: MAC %s: want 6 bytes, not of a group", ep.Container, ep.MAC)
+	}
+	if err := checkPorts(ep.Ports); err != nil {
+		return err
 	}
 	if ep.Pid <= 0 {
 		return fmt.Errorf("attach %s: pid %d is no process", ep.Container, ep.Pid)
@@ -113,6 +142,18 @@ func (k *kernel) prepare(ctx context.Context, ep Endpoint) (p *plug, err error) 
 	if p.def, err = k.known(ep.Network); err != nil {
 		return nil, err
 	}
+	if len(ep.Ports) > 0 {
+		// Held until the record says whose the ports are: two roots must not give
+		// one away at a time.
+		unlock, err := flock(ctx, k.machine+".ports")
+		if err != nil {
+			return nil, err
+		}
+		defer unlock()
+		if ep.Ports, err = k.allocate(ctx, p.def, ep); err != nil {
+			return nil, err
+		}
+	}
 	if p.def, p.bridge, err = k.ensure(ctx, p.def, false); err != nil {
 		return nil, err
 	}
@@ -132,13 +173,23 @@ func (k *kernel) reserve(p *plug, ep Endpoint, inode uint64) error {
 	for _, r := range all {
 		if r.inUse() && r.Container == ep.Container {
 			p.rec = r
-			if r.NetNS == inode && r.Pid == ep.Pid && r.Hostname == ep.Hostname {
+			if ep.Address.IsValid() && ep.Address != r.Address {
+				return fmt.Errorf("address %s: the container has %s already", ep.Address, r.Address)
+			}
+			if r.NetNS == inode && r.Pid == ep.Pid && r.Hostname == ep.Hostname && slices.Equal(r.Aliases, ep.Aliases) &&
+				slices.Equal(r.Ports, ep.Ports) {
 				return nil
 			}
 			return k.moveIn(p, ep, inode)
 		}
 	}
-	a, old, err := choose(p.def, all, k.now())
+	var a netip.Addr
+	var old *record
+	if ep.Address.IsValid() {
+		a, old, err = claimed(p.def, all, ep.Address)
+	} else {
+		a, old, err = choose(p.def, all, k.now())
+	}
 	if err != nil {
 		return err
 	}
@@ -153,11 +204,15 @@ func (k *kernel) reserve(p *plug, ep Endpoint, inode uint64) error {
 	if err != nil {
 		return err
 	}
-	p.fresh = true
 	p.rec = record{
 		Address: a, Container: ep.Container, Hostname: ep.Hostname,
 		Interface: name, Link: k.vethName(p.def.Name, ep.Container, inode), NetNS: inode, Pid: ep.Pid, Since: k.now().UTC(),
+		Aliases: ep.Aliases, Ports: ep.Ports, HWAddr: ep.MAC.String(),
 	}
+	if err := claim6(p.def, all, &p.rec, ep.Address6); err != nil {
+		return err
+	}
+	p.fresh = true
 	return k.putRecord(p.def.Name, p.rec)
 }
 
@@ -170,7 +225,8 @@ func (k *kernel) moveIn(p *plug, ep Endpoint, inode uint64) error {
 		}
 		r.Link, r.NetNS = k.vethName(p.def.Name, ep.Container, inode), inode
 	}
-	p.rec.Pid, p.rec.Hostname = ep.Pid, ep.Hostname
+	p.public = len(p.rec.Ports) > 0
+	p.rec.Pid, p.rec.Hostname, p.rec.Aliases, p.rec.Ports = ep.Pid, ep.Hostname, ep.Aliases, ep.Ports
 	return k.putRecord(p.def.Name, p.rec)
 }
 
@@ -314,7 +370,7 @@ func (k *kernel) addVeth(p *plug, name string) (netlink.Link, error) {
 	v := netlink.NewVeth(attrs)
 	v.PeerName = p.rec.Interface
 	v.PeerNamespace = netlink.NsFd(p.netns)
-	v.PeerHardwareAddr = mac(p.rec.Address)
+	v.PeerHardwareAddr = p.rec.mac()
 	if err := k.h.LinkAdd(v); err != nil {
 		return nil, err
 	}
@@ -350,6 +406,14 @@ func (k *kernel) setNear(near netlink.Link, p *plug) error {
 			return fmt.Errorf("isolate port: %w", err)
 		}
 	}
+	if len(p.rec.Ports) > 0 {
+		// A member may call a port that it publishes itself: where br_netfilter
+		// shows the bridge's frames to the firewall, the frame leaves by the port
+		// that it came in by.
+		if err := k.h.LinkSetHairpin(near, true); err != nil {
+			return fmt.Errorf("set hairpin: %w", err)
+		}
+	}
 	if err := k.h.LinkSetUp(near); err != nil {
 		return err
 	}
@@ -370,13 +434,17 @@ func (k *kernel) setFar(h *netlink.Handle, p *plug) error {
 	if err != nil {
 		return fmt.Errorf("find interface: %w", err)
 	}
-	// Without IPv6 addresses to give, programs should not even try.
-	if err := sysctl("ipv6/conf/"+p.rec.Interface+"/disable_ipv6", "1"); err != nil {
+	if err := farSysctls(p.rec); err != nil {
 		return err
 	}
 	n := &net.IPNet{IP: p.rec.Address.AsSlice(), Mask: net.CIDRMask(p.def.Subnet.Bits(), 32)}
 	if err := h.AddrReplace(far, &netlink.Addr{IPNet: n}); err != nil {
 		return fmt.Errorf("add address: %w", err)
+	}
+	if p.rec.Address6.IsValid() {
+		if err := h.AddrReplace(far, addr6(p.rec.Address6, p.def.Subnet6.Bits())); err != nil {
+			return fmt.Errorf("add IPv6 address: %w", err)
+		}
 	}
 	if err := h.LinkSetUp(far); err != nil {
 		return fmt.Errorf("set up: %w", err)
@@ -386,42 +454,32 @@ func (k *kernel) setFar(h *netlink.Handle, p *plug) error {
 		return nil // no way out: fail at once instead of after a time limit
 	}
 	// A container in several networks leaves by the first one.
-	err = h.RouteAdd(&netlink.Route{LinkIndex: far.Attrs().Index, Gw: p.def.gateway().AsSlice()})
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("add default route: %w", err)
+	gateways := []netip.Addr{p.def.gateway()}
+	if p.rec.Address6.IsValid() {
+		gateways = append(gateways, p.def.gateway6())
+	}
+	for _, g := range gateways {
+		err = h.RouteAdd(&netlink.Route{LinkIndex: far.Attrs().Index, Gw: g.AsSlice()})
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add default route: %w", err)
+		}
 	}
 	k.step("far-route")
 	return nil
 }
 
-// Detach disconnects a container from all networks of the root and sends its
-// addresses into quarantine. A container that has none is no error.
-//
-// After the container's end it does not wait for the kernel: the veth pair goes
-// with the namespace, where deleting it by name would take 15 to 20 ms.
-func (m *Manager) Detach(ctx context.Context, container string) error {
-	k, err := m.open(ctx)
-	if err != nil {
-		return fmt.Errorf("detach %s: %w", container, err)
+// farSysctls prepare the container's interface: without IPv6 addresses to give,
+// programs should not even try; with them, a neighbour must not be able to
+// announce itself as router (CVE-2020-13401).
+func farSysctls(r record) error {
+	off := "1"
+	if r.Address6.IsValid() {
+		off = "0"
 	}
-	defer k.close()
-	err = k.eachRecord(container, func(network string, r record) error {
-		alive := r.NetNS != 0 && netnsInode(r.Pid) == r.NetNS
-		return k.release(network, r, alive)
-	})
-	if err != nil {
-		return fmt.Errorf("detach %s: %w", container, err)
-	}
-	return nil
-}
-
-// release takes an address back: link first, so that it never has two users.
-func (k *kernel) release(network string, r record, deleteVeth bool) error {
-	if deleteVeth {
-		if err := deleteLink(k.h, r.Link); err != nil {
+	for _, s := range [][2]string{{"accept_ra", "0"}, {"accept_dad", "0"}, {"disable_ipv6", off}} {
+		if err := sysctl("ipv6/conf/"+r.Interface+"/"+s[0], s[1]); err != nil {
 			return err
 		}
-		k.step("release-veth")
 	}
-	return k.free(network, r)
+	return nil
 }

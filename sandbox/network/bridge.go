@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strconv"
 
 	"github.com/vishvananda/netlink"
@@ -111,7 +112,10 @@ func (k *kernel) keep(d definition, link netlink.Link) (definition, netlink.Link
 // kept unless somebody took it since, for instance another root that came up
 // first after a reboot.
 func (k *kernel) settle(d definition) (definition, error) {
-	taken, err := k.occupied(k.h)
+	if err := k.settle6(d); err != nil {
+		return d, err
+	}
+	taken, err := k.occupied(k.h, unix.AF_INET)
 	if err != nil {
 		return d, err
 	}
@@ -162,14 +166,14 @@ func (k *kernel) bridgeSteps(ctx context.Context, d definition) []bridgeStep {
 	}
 	return []bridgeStep{
 		{"link", func(l netlink.Link) (netlink.Link, error) { return k.addBridge(l, d) }},
-		{"sysctl", on(func(netlink.Link) error { return bridgeSysctls(name) })},
+		{"sysctl", on(func(netlink.Link) error { return bridgeSysctls(name, d.Subnet6.IsValid()) })},
 		{"route", on(func(netlink.Link) error { return k.addUnreachable(d) })},
 		{"address", on(func(l netlink.Link) error { return k.addGateway(l, d) })},
 		{"mtu", on(k.followUplink)},
 		{"rules", on(func(netlink.Link) error { return k.refreshRules() })},
 		{"up", on(k.h.LinkSetUp)},
-		{"iptables", on(func(netlink.Link) error { return k.coexist(ctx, name) })},
-		{"forward", on(func(netlink.Link) error { return k.forwardOn() })},
+		{"iptables", on(func(netlink.Link) error { return k.coexist(ctx, d) })},
+		{"forward", on(func(netlink.Link) error { return k.forwardFor(d) })},
 		{"alias", on(func(l netlink.Link) error { return k.h.LinkSetAlias(l, k.bridgeAlias(d)) })},
 	}
 }
@@ -190,13 +194,17 @@ func (k *kernel) addBridge(l netlink.Link, d definition) (netlink.Link, error) {
 }
 
 // bridgeSysctls: see ip-sysctl.rst; accept_ra is CVE-2020-13401, route_localnet
-// CVE-2020-8558.
-func bridgeSysctls(name string) error {
+// CVE-2020-8558; publish switches the latter on where it must.
+func bridgeSysctls(name string, ipv6 bool) error {
+	off := "1"
+	if ipv6 {
+		off = "0"
+	}
 	for _, s := range [][2]string{
-		{"ipv4/conf/" + name + "/route_localnet", "0"},
 		{"ipv4/conf/" + name + "/proxy_arp", "0"},
 		{"ipv6/conf/" + name + "/accept_ra", "0"},
-		{"ipv6/conf/" + name + "/disable_ipv6", "1"},
+		{"ipv6/conf/" + name + "/accept_dad", "0"},
+		{"ipv6/conf/" + name + "/disable_ipv6", off},
 	} {
 		if err := sysctl(s[0], s[1]); err != nil {
 			return err
@@ -208,28 +216,50 @@ func bridgeSysctls(name string) error {
 func (k *kernel) addGateway(l netlink.Link, d definition) error {
 	n := ipNet(d.Subnet)
 	n.IP = d.gateway().AsSlice()
-	return k.h.AddrReplace(l, &netlink.Addr{IPNet: n})
+	if err := k.h.AddrReplace(l, &netlink.Addr{IPNet: n}); err != nil || !d.Subnet6.IsValid() {
+		return err
+	}
+	return k.h.AddrReplace(l, addr6(d.gateway6(), d.Subnet6.Bits()))
 }
 
 // unreachable is the route that catches what no bridge claims, above all while
 // a bridge is away: without it such packets, and secrets in them, would leave
 // by the default route. Its metric makes it this root's own.
-func (m *Manager) unreachable(d definition) *netlink.Route {
+func (m *Manager) unreachable(pool netip.Prefix) *netlink.Route {
 	n, err := strconv.ParseUint(m.id, 16, 32)
 	if err != nil {
 		panic("internal error: root id is not hexadecimal: " + m.id)
 	}
+	family := unix.AF_INET
+	if pool.Addr().Is6() {
+		family = unix.AF_INET6
+	}
 	return &netlink.Route{
-		Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNREACHABLE,
-		Protocol: routeProtocol, Priority: int(n&0x3fffffff | 0x40000000), Dst: ipNet(poolOf(d.Subnet)),
+		Family: family, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNREACHABLE,
+		Protocol: routeProtocol, Priority: int(n&0x3fffffff | 0x40000000), Dst: ipNet(pool),
 	}
 }
 
 func (k *kernel) addUnreachable(d definition) error {
-	if err := k.h.RouteAdd(k.unreachable(d)); err != nil && !errors.Is(err, unix.EEXIST) {
-		return err
+	for _, pool := range k.poolsOf(d) {
+		if err := k.h.RouteAdd(k.unreachable(pool)); err != nil && !errors.Is(err, unix.EEXIST) {
+			return err
+		}
 	}
 	return nil
+}
+
+// poolsOf are the ranges around a network's subnets.
+func (m *Manager) poolsOf(d definition) []netip.Prefix {
+	pools := []netip.Prefix{poolOf(d.Subnet)}
+	switch own := m.pool6(); {
+	case !d.Subnet6.IsValid():
+	case own.Contains(d.Subnet6.Addr()):
+		pools = append(pools, own)
+	default:
+		pools = append(pools, d.Subnet6)
+	}
+	return pools
 }
 
 // followUplink gives the bridge the MTU of the link with the default route:
@@ -284,7 +314,7 @@ func (k *kernel) refreshRules() error {
 	if err != nil {
 		return err
 	}
-	return k.applyRules(live)
+	return k.applyRules(live, nil)
 }
 
 // live returns the networks that have a bridge, finished or not.

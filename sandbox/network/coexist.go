@@ -24,42 +24,48 @@ import (
 // form, and only in a backend that the kernel shows to be in use: merely
 // listing with the legacy program would load its modules.
 
-// iptables is one backend in use on this machine.
-type iptables struct{ program string }
+// iptables is one backend in use on this machine, for one family.
+type iptables struct {
+	program string // with the backend's name
+	plain   string // where a distribution ships a single backend
+	v6      bool
+}
 
 // activeIptables returns the backends whose filter table exists.
 func activeIptables() ([]iptables, error) {
 	var found []iptables
-	names, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("look for iptables: %w", err)
-	}
-	if slices.Contains(strings.Fields(string(names)), "filter") {
-		found = append(found, iptables{"iptables-legacy"})
-	}
 	c, err := nftables.New()
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
-	chains, err := dump(func() ([]*nftables.Chain, error) { return c.ListChainsOfTableFamily(nftables.TableFamilyIPv4) })
-	if err != nil {
-		return nil, fmt.Errorf("look for iptables: %w", err)
-	}
-	for _, ch := range chains {
-		if ch.Table.Name == "filter" && ch.Name == "FORWARD" {
-			found = append(found, iptables{"iptables-nft"})
-			break
+	for _, f := range []struct {
+		names, plain string
+		family       nftables.TableFamily
+	}{{"ip_tables_names", "iptables", nftables.TableFamilyIPv4}, {"ip6_tables_names", "ip6tables", nftables.TableFamilyIPv6}} {
+		v6 := f.family == nftables.TableFamilyIPv6
+		names, err := os.ReadFile("/proc/thread-self/net/" + f.names)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("look for iptables: %w", err)
+		}
+		if slices.Contains(strings.Fields(string(names)), "filter") {
+			found = append(found, iptables{f.plain + "-legacy", f.plain, v6})
+		}
+		chains, err := dump(func() ([]*nftables.Chain, error) { return c.ListChainsOfTableFamily(f.family) })
+		if err != nil {
+			return nil, fmt.Errorf("look for iptables: %w", err)
+		}
+		if slices.ContainsFunc(chains, func(ch *nftables.Chain) bool { return ch.Table.Name == "filter" && ch.Name == "FORWARD" }) {
+			found = append(found, iptables{f.plain + "-nft", f.plain, v6})
 		}
 	}
 	return found, nil
 }
 
-// run returns the standard output. Where a distribution ships a single backend
-// its program has no suffix.
+// run returns the standard output.
 func (t iptables) run(ctx context.Context, args ...string) (string, error) {
 	program, err := exec.LookPath(t.program)
 	if err != nil {
-		if program, err = exec.LookPath("iptables"); err != nil {
+		if program, err = exec.LookPath(t.plain); err != nil {
 			return "", fmt.Errorf("the kernel has rules of %s but the program is missing: %w", t.program, err)
 		}
 	}
@@ -89,13 +95,16 @@ func (m *Manager) chainName() string { return "NARU-" + m.id }
 // coexist lets the bridge's traffic pass the host's iptables, if those would
 // drop it. Safe to repeat; every prefix of it leaves rules that let through
 // less than the whole.
-func (m *Manager) coexist(ctx context.Context, bridge string) error {
+func (m *Manager) coexist(ctx context.Context, d definition) error {
 	active, err := activeIptables()
 	if err != nil {
 		return err
 	}
 	for _, t := range active {
-		if err := m.passThrough(ctx, t, bridge); err != nil {
+		if t.v6 && !d.Subnet6.IsValid() {
+			continue
+		}
+		if err := m.passThrough(ctx, t, m.bridgeName(d.Name)); err != nil {
 			return fmt.Errorf("get along with iptables: %w", err)
 		}
 	}

@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +19,7 @@ import (
 // end in a working or clean network, and Teardown in the host as it was.
 func TestKilledAtAnyStep(t *testing.T) {
 	uplink(t)
-	for _, call := range []string{"attach", "detach", "create", "remove", "teardown", "reconcile"} {
+	for _, call := range []string{"attach", "detach", "create", "remove", "teardown", "reconcile", "publish", "unpublish", "disconnect", "create6"} {
 		for step := 0; ; step++ {
 			done := false
 			t.Run(fmt.Sprintf("%s-%d", call, step), func(t *testing.T) {
@@ -35,12 +37,7 @@ func killedAt(t *testing.T, call string, step int) (done bool) {
 	root := t.TempDir()
 	m := manager(t, root)
 	n := newNamespace(t)
-	switch call {
-	case "detach", "teardown", "reconcile":
-		attach(t, m, "", "c1", n)
-	case "remove":
-		must(t, operation(m, "create", 0))
-	}
+	setUp(t, m, call, n)
 	done = dieAt(t, step, call, root, n.pid())
 
 	again := attach(t, m, "", "c1", n)
@@ -54,18 +51,26 @@ func killedAt(t *testing.T, call string, step int) (done bool) {
 	// The same once more, but now the container dies with the process.
 	root = t.TempDir()
 	m = manager(t, root)
-	switch call {
-	case "detach", "teardown", "reconcile":
-		attach(t, m, "", "c1", n)
-	case "remove":
-		must(t, operation(m, "create", 0))
-	}
+	setUp(t, m, call, n)
 	dieAt(t, step, call, root, n.pid())
 	must(t, m.Reconcile(t.Context(), func(string) bool { return false }))
 	clean(t, m)
 	must(t, m.Teardown(t.Context()))
 	sameState(t, before)
 	return false
+}
+
+// setUp makes what the call takes away.
+func setUp(t *testing.T, m *Manager, call string, n *namespace) {
+	t.Helper()
+	switch call {
+	case "detach", "teardown", "reconcile":
+		attach(t, m, "", "c1", n)
+	case "unpublish", "disconnect":
+		must(t, operation(m, "publish", n.pid()))
+	case "remove":
+		must(t, operation(m, "create6", 0))
+	}
 }
 
 // clean says that nothing of any container is left.
@@ -82,6 +87,9 @@ func clean(t *testing.T, m *Manager) {
 		if len(n.Members) > 0 {
 			t.Errorf("network %s still has %v", n.Name, n.Members)
 		}
+	}
+	if out, err := exec.Command("nft", "list", "ruleset").Output(); err != nil || strings.Contains(string(out), "8080") {
+		t.Errorf("a port is still redirected, %v:\n%s", err, out)
 	}
 	temp, err := filepath.Glob(filepath.Join(m.dir, "*", ".*.tmp-*"))
 	must(t, err)
@@ -147,7 +155,7 @@ func TestAliasesAreReadBack(t *testing.T) {
 	m := &Manager{id: "0123abcd"}
 	d := definition{Name: "blue", Subnet: netip.MustParsePrefix("10.213.4.0/24"), Internal: true, Fixed: true}
 	root, got, ok := parseBridgeAlias(m.bridgeAlias(d))
-	if !ok || root != m.id || got != d {
+	if !ok || root != m.id || !reflect.DeepEqual(got, d) {
 		t.Errorf("bridge: %v %v %v", root, got, ok)
 	}
 	r := record{Container: strings.Repeat("c", maxContainer), Address: netip.MustParseAddr("10.213.4.200"), Interface: "eth0", Hostname: "web"}

@@ -24,5 +24,11 @@
 // except for one jump in iptables' FORWARD or DOCKER-USER where those would
 // drop our traffic (see coexist.go).
 //
-// Not here: publishing ports, a DNS server, IPv6 addresses.
+// Published ports are entries of maps in the root's table (publish.go,
+// portmap.go): the kernel redirects them, whatever process of ours lives. IPv6
+// is a second subnet beside the first one, whose addresses follow from those of
+// IPv4 (ipv6.go); the host forwards it only while a network needs it
+// (forward6.go).
+//
+// Not here: a DNS server. See docs/adr/0003.
 package network

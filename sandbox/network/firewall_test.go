@@ -20,6 +20,7 @@ func TestRulesAsTheKernelShowsThem(t *testing.T) {
 	if _, err := exec.LookPath("nft"); err != nil {
 		t.Skip("nft is not installed")
 	}
+	uplink(t)
 	m := manager(t, t.TempDir())
 	names := []string{m.tableName(), "TABLE"}
 	for _, n := range []struct {
@@ -28,12 +29,17 @@ func TestRulesAsTheKernelShowsThem(t *testing.T) {
 	}{
 		{"blue", Options{Subnet: netip.MustParsePrefix("10.99.1.0/24")}},
 		{"build", Options{Subnet: netip.MustParsePrefix("10.99.2.0/24"), Untrusted: true}},
+		{"six", Options{Subnet: netip.MustParsePrefix("10.99.3.0/24"), IPv6: true, Subnet6: netip.MustParsePrefix("fd00:99::/64")}},
 		{"inner", Options{Subnet: netip.MustParsePrefix("10.99.16.0/20"), Internal: true}},
 	} {
 		made, err := m.Create(t.Context(), n.name, n.o)
 		must(t, err)
 		names = append(names, made.Bridge, strings.ToUpper(n.name))
 	}
+	_, err := m.Attach(t.Context(), Endpoint{Network: "six", Container: "c1", Pid: newNamespace(t).pid(), Ports: []Port{
+		{HostPort: 8080, Port: 80, Proto: "tcp"}, {Host: netip.MustParseAddr("127.0.0.1"), HostPort: 5353, Port: 53, Proto: "udp"},
+	}})
+	must(t, err)
 	out, err := exec.Command("nft", "list", "table", "inet", m.tableName()).Output()
 	must(t, err)
 	got := strings.NewReplacer(names...).Replace(string(out))

@@ -67,19 +67,23 @@ func forwardMark() (string, error) {
 		return "", err
 	}
 	for t := range tables {
-		if strings.HasPrefix(t, markPrefix) {
+		if strings.HasPrefix(t, markPrefix) { // not mark6: that one has no dash there
 			return t, nil
 		}
 	}
 	return "", nil
 }
 
-func addMark(name string) error {
+// addMark writes a table with empty chains, which only say something by their names.
+func addMark(name string, chains ...string) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	c.AddTable(&nftables.Table{Name: name, Family: nftables.TableFamilyINet})
+	table := c.AddTable(&nftables.Table{Name: name, Family: nftables.TableFamilyINet})
+	for _, ch := range chains {
+		c.AddChain(&nftables.Chain{Name: ch, Table: table})
+	}
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("write nftables table %s: %w", name, err)
 	}

@@ -33,6 +33,11 @@ type record struct {
 	Pid       int        `json:"pid,omitempty"`   // a process in it at the time of Attach
 	Since     time.Time  `json:"since"`
 	Freed     time.Time  `json:"freed,omitzero"` // set: in quarantine
+
+	Address6 netip.Addr `json:"address6,omitzero"`
+	HWAddr   string     `json:"hwaddr,omitempty"` // set: asked for
+	Aliases  []string   `json:"aliases,omitempty"`
+	Ports    []Port     `json:"ports,omitempty"`
 }
 
 func (r record) inUse() bool { return r.Freed.IsZero() }
@@ -49,6 +54,14 @@ func (r record) rested(now time.Time) bool {
 func mac(a netip.Addr) net.HardwareAddr {
 	b := a.As4()
 	return net.HardwareAddr{0x02, 'n', b[0], b[1], b[2], b[3]}
+}
+
+// mac is the address that the container's end has.
+func (r record) mac() net.HardwareAddr {
+	if a, err := net.ParseMAC(r.HWAddr); err == nil {
+		return a
+	}
+	return mac(r.Address)
 }
 
 func (m *Manager) recordPath(network string, a netip.Addr) string {
@@ -159,31 +172,65 @@ func (m *Manager) free(network string, r record) error {
 	return m.syncRecord(network, r.Address)
 }
 
+// holders is who has or had the addresses of a network.
+type holders struct {
+	by4   map[netip.Addr]*record
+	taken map[netip.Addr]bool // IPv6 addresses in use or at rest
+}
+
+func index(all []record) holders {
+	h := holders{map[netip.Addr]*record{}, map[netip.Addr]bool{}}
+	for i, r := range all {
+		h.by4[r.Address] = &all[i]
+		h.taken[r.Address6] = true // the zero one harms nobody
+	}
+	return h
+}
+
 // choose returns an address without an owner: one never used if there is any,
 // otherwise the longest rested. old is the rested record it takes over, if any.
 func choose(d definition, all []record, now time.Time) (a netip.Addr, old *record, err error) {
-	taken := map[netip.Addr]bool{}
-	resting := 0
-	for i, r := range all {
-		taken[r.Address] = true
-		if r.inUse() {
+	h, resting := index(all), 0
+	from := d.Subnet
+	if d.Range.IsValid() {
+		from = d.Range
+	}
+	for a = from.Masked().Addr(); from.Contains(a); a = a.Next() {
+		if a == d.gateway() || !d.usable(a) || d.derive6(a) == d.gateway6() && d.Subnet6.IsValid() {
+			continue
+		}
+		r := h.by4[a]
+		if r == nil && !h.taken[d.derive6(a)] || r == nil && !d.Subnet6.IsValid() {
+			return a, nil, nil
+		}
+		if r == nil || r.inUse() {
 			continue
 		}
 		resting++
 		if r.rested(now) && (old == nil || r.Freed.Before(old.Freed)) {
-			old = &all[i]
-		}
-	}
-	last := broadcast(d.Subnet)
-	for a = d.gateway().Next(); a != last && d.Subnet.Contains(a); a = a.Next() {
-		if !taken[a] {
-			return a, nil, nil
+			old = r
 		}
 	}
 	if old != nil {
 		return old.Address, old, nil
 	}
-	return a, nil, fmt.Errorf("network %q, %s: %w (%d in quarantine)", d.Name, d.Subnet, ErrFull, resting)
+	return a, nil, fmt.Errorf("network %q, %s: %w (%d in quarantine)", d.Name, from, ErrFull, resting)
+}
+
+// claimed returns the address that was asked for. One at rest may be had: who
+// names an address knows what it is known for.
+func claimed(d definition, all []record, a netip.Addr) (netip.Addr, *record, error) {
+	if !d.Fixed {
+		return a, nil, fmt.Errorf("address %s: only a network that was created with a subnet gives an address that is asked for", a)
+	}
+	if !d.usable(a) || a == d.gateway() {
+		return a, nil, fmt.Errorf("address %s: want one of a host in %s other than the gateway %s", a, d.Subnet, d.gateway())
+	}
+	r := index(all).by4[a]
+	if r != nil && r.inUse() {
+		return a, nil, fmt.Errorf("address %s of network %q: %w by container %s", a, d.Name, ErrAddressInUse, r.Container)
+	}
+	return a, r, nil
 }
 
 // broadcast is the last address of an IPv4 prefix.

@@ -106,7 +106,7 @@ func (n *namespace) do(t *testing.T, f func(h *netlink.Handle) error) {
 func serve(t *testing.T, fd int, addr string) netip.AddrPort {
 	t.Helper()
 	var l net.Listener
-	listen := func(*netlink.Handle) (err error) { l, err = net.Listen("tcp4", addr); return err }
+	listen := func(*netlink.Handle) (err error) { l, err = net.Listen(tcp(addr), addr); return err }
 	var err error
 	if fd < 0 {
 		err = listen(nil)
@@ -131,10 +131,18 @@ func serve(t *testing.T, fd int, addr string) netip.AddrPort {
 	return l.Addr().(*net.TCPAddr).AddrPort()
 }
 
+// tcp keeps a listener to the family of its address.
+func tcp(addr string) string {
+	if strings.HasPrefix(addr, "[") {
+		return "tcp6"
+	}
+	return "tcp4"
+}
+
 // call connects from a namespace (-1: this one) and returns whom the server saw.
 func call(fd int, to netip.AddrPort) (seen string, err error) {
 	dial := func(*netlink.Handle) error {
-		c, err := net.DialTimeout("tcp4", to.String(), 400*time.Millisecond)
+		c, err := net.DialTimeout("tcp", to.String(), 400*time.Millisecond)
 		if err != nil {
 			return err
 		}
@@ -276,6 +284,7 @@ func hostState(t *testing.T) string {
 		must(t, err)
 		fmt.Fprintf(&b, "%s=%s\n", key, v)
 	}
+	b.WriteString(sysctls6(t))
 	return b.String()
 }
 
@@ -336,7 +345,10 @@ func crash(spec string) {
 	}
 	m.machine = filepath.Join(os.TempDir(), "naru-network-test.lock")
 	m.resolv = nil
-	m.step = func(string) {
+	m.step = func(name string) {
+		if !counts(f[1], name) {
+			return
+		}
 		if step == 0 {
 			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 			select {} // the signal may need a moment; nothing may run meanwhile
@@ -354,6 +366,21 @@ func crash(spec string) {
 	os.Exit(0)
 }
 
+// counts leaves the steps out that another call dies at already.
+func counts(call, step string) bool {
+	switch call {
+	case "publish":
+		return step == "record" || strings.HasPrefix(step, "publish")
+	case "create6":
+		return step == "bridge-address" || strings.Contains(step, "forward")
+	}
+	return true
+}
+
+func crashPorts() []Port {
+	return []Port{{HostPort: 8080, Port: 80, Proto: "tcp"}, {HostPort: 5353, Port: 53, Proto: "udp"}}
+}
+
 // operation is a call by name, so that the dying process can be told.
 func operation(m *Manager, call string, pid int) error {
 	ctx := context.Background()
@@ -361,7 +388,15 @@ func operation(m *Manager, call string, pid int) error {
 	case "attach":
 		_, err := m.Attach(ctx, Endpoint{Container: "c1", Hostname: "one", Pid: pid})
 		return err
-	case "detach":
+	case "publish":
+		_, err := m.Attach(ctx, Endpoint{Container: "c1", Hostname: "one", Pid: pid, Ports: crashPorts()})
+		return err
+	case "create6":
+		_, err := m.Create(ctx, "extra", Options{IPv6: true})
+		return err
+	case "disconnect":
+		return m.Disconnect(ctx, Default, "c1")
+	case "detach", "unpublish":
 		return m.Detach(ctx, "c1")
 	case "create":
 		_, err := m.Create(ctx, "extra", Options{})

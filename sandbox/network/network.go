@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -38,6 +39,14 @@ var (
 	ErrInUse = errors.New("network in use")
 	// ErrNoSubnet: every subnet overlaps something the machine already reaches.
 	ErrNoSubnet = errors.New("no free subnet")
+	// ErrPortInUse: the port of the host belongs to another container or process.
+	ErrPortInUse = errors.New("port is already allocated")
+	// ErrAddressInUse: the address that was asked for is another container's.
+	ErrAddressInUse = errors.New("address already in use")
+	// ErrNoIPv6: the machine has no IPv6, or it is switched off.
+	ErrNoIPv6 = errors.New("no IPv6 on this machine")
+	// ErrNotConnected: the container is not in the network.
+	ErrNotConnected = errors.New("not connected")
 	// ErrFull: no address is free; those in quarantine come back within 60 s.
 	ErrFull = errors.New("no free address")
 )
@@ -59,6 +68,12 @@ type Endpoint struct {
 	Container string // id, the owner of the address
 	Hostname  string // name for the other containers of the network; may be empty
 	Pid       int    // a process in the container's network namespace
+
+	Aliases  []string         // further names in this network; several containers may share one
+	Address  netip.Addr       // IPv4 that is wanted; zero: any
+	Address6 netip.Addr       // IPv6 that is wanted; zero: the one that follows from the IPv4
+	MAC      net.HardwareAddr // wanted; nil: follows from the IPv4
+	Ports    []Port           // published on the host for as long as it is attached
 }
 
 // Attachment is what an endpoint got.
@@ -69,6 +84,9 @@ type Attachment struct {
 	Gateway   netip.Addr   `json:"gateway"` // the host's address on the bridge
 	MTU       int          `json:"mtu"`     // bytes
 	MAC       string       `json:"mac"`
+	Address6  netip.Prefix `json:"address6,omitzero"`
+	Gateway6  netip.Addr   `json:"gateway6,omitzero"`
+	Ports     []Port       `json:"ports,omitempty"` // with the host ports that were chosen
 }
 
 // Options of a new network.
@@ -81,6 +99,19 @@ type Options struct {
 	// other, not the host (DNS excepted), not link-local addresses such as a
 	// cloud's metadata service 169.254.169.254.
 	Untrusted bool
+	// Gateway is the host's address; the zero value takes the first of the subnet.
+	Gateway netip.Addr
+	// Range is the part of the subnet that containers get addresses from, except
+	// those that ask for one; the zero value is all of it.
+	Range netip.Prefix
+	// IPv6 gives every member an IPv6 address too.
+	IPv6 bool
+	// Subnet6 and Gateway6 are as Subnet and Gateway; the zero values take a /64
+	// of the root's unique local range (RFC 4193), whose packets to the outside
+	// get the host's address. Global addresses (2000::/3) are routed unchanged.
+	Subnet6  netip.Prefix
+	Gateway6 netip.Addr
+	Labels   map[string]string
 }
 
 // Network is one network and who is in it.
@@ -93,6 +124,11 @@ type Network struct {
 	Untrusted bool         `json:"untrusted,omitempty"`
 	Created   time.Time    `json:"created"`
 	Members   []Member     `json:"members,omitempty"` // by address
+
+	Subnet6  netip.Prefix      `json:"subnet6,omitzero"`
+	Gateway6 netip.Addr        `json:"gateway6,omitzero"`
+	Range    netip.Prefix      `json:"range,omitzero"`
+	Labels   map[string]string `json:"labels,omitempty"`
 }
 
 // Member is an endpoint as Inspect and List show it: enough for a hosts file.
@@ -101,6 +137,9 @@ type Member struct {
 	Hostname  string     `json:"hostname,omitempty"`
 	Address   netip.Addr `json:"address"`
 	MAC       string     `json:"mac"`
+	Address6  netip.Addr `json:"address6,omitzero"`
+	Aliases   []string   `json:"aliases,omitempty"`
+	Ports     []Port     `json:"ports,omitempty"`
 }
 
 // Open returns the networks of the data root. run is the root's directory on
@@ -170,10 +209,9 @@ func (m *Manager) Create(ctx context.Context, name string, o Options) (n Network
 	if name == Default || name == "none" || name == "host" {
 		return n, fmt.Errorf("network %q: the name is reserved", name)
 	}
-	if o.Subnet.IsValid() {
-		if err := checkSubnet(o.Subnet); err != nil {
-			return n, err
-		}
+	d, err := m.define(name, o)
+	if err != nil {
+		return n, fmt.Errorf("create network %q: %w", name, err)
 	}
 	k, err := m.open(ctx)
 	if err != nil {
@@ -185,10 +223,6 @@ func (m *Manager) Create(ctx context.Context, name string, o Options) (n Network
 	} else if !errors.Is(err, ErrNotFound) {
 		return n, err
 	}
-	d := definition{
-		Name: name, Subnet: o.Subnet, Fixed: o.Subnet.IsValid(),
-		Internal: o.Internal, Untrusted: o.Untrusted, Created: m.now().UTC(),
-	}
 	if err := m.save(d); err != nil {
 		return n, err
 	}
@@ -199,6 +233,31 @@ func (m *Manager) Create(ctx context.Context, name string, o Options) (n Network
 		return n, errors.Join(fmt.Errorf("create network %q: %w", name, err), k.remove(clean, name))
 	}
 	return m.describe(d)
+}
+
+// define checks what was asked for.
+func (m *Manager) define(name string, o Options) (definition, error) {
+	d := definition{
+		Name: name, Subnet: o.Subnet, Fixed: o.Subnet.IsValid(), Gateway: o.Gateway, Range: o.Range,
+		Subnet6: o.Subnet6, Gateway6: o.Gateway6, Labels: o.Labels,
+		Internal: o.Internal, Untrusted: o.Untrusted, Created: m.now().UTC(),
+	}
+	if err := d.checkIPv4(); err != nil {
+		return d, err
+	}
+	if !o.IPv6 {
+		if o.Subnet6.IsValid() || o.Gateway6.IsValid() {
+			return d, errors.New("an IPv6 subnet or gateway needs IPv6 to be asked for (--ipv6)")
+		}
+		return d, nil
+	}
+	if err := needIPv6(); err != nil {
+		return d, err
+	}
+	if !d.Subnet6.IsValid() {
+		d.Subnet6 = m.ownSubnet6(name)
+	}
+	return d, d.checkIPv6()
 }
 
 // Ensure brings the default network up, so that its addresses, and the rest of
@@ -286,9 +345,11 @@ func (m *Manager) describe(d definition) (Network, error) {
 	n := Network{
 		Name: d.Name, Bridge: m.bridgeName(d.Name), Subnet: d.Subnet,
 		Internal: d.Internal, Untrusted: d.Untrusted, Created: d.Created,
+		Subnet6: d.Subnet6, Range: d.Range, Labels: d.Labels,
 	}
 	if d.Subnet.IsValid() {
 		n.Gateway = d.gateway()
+		n.Gateway6 = d.gateway6()
 	}
 	all, err := m.records(d.Name)
 	if err != nil {
@@ -296,7 +357,10 @@ func (m *Manager) describe(d definition) (Network, error) {
 	}
 	for _, r := range all {
 		if r.inUse() {
-			n.Members = append(n.Members, Member{r.Container, r.Hostname, r.Address, mac(r.Address).String()})
+			n.Members = append(n.Members, Member{
+				Container: r.Container, Hostname: r.Hostname, Address: r.Address, MAC: r.mac().String(),
+				Address6: r.Address6, Aliases: r.Aliases, Ports: r.Ports,
+			})
 		}
 	}
 	return n, nil

@@ -234,8 +234,8 @@ func TestContainerInTwoNetworks(t *testing.T) {
 	info, err := m.Inspect("back")
 	must(t, err)
 	want := []Member{
-		{"web", "web", back.Address.Addr(), back.MAC},
-		{"db", "db", d.Address.Addr(), d.MAC},
+		{Container: "web", Hostname: "web", Address: back.Address.Addr(), MAC: back.MAC},
+		{Container: "db", Hostname: "db", Address: d.Address.Addr(), MAC: d.MAC},
 	}
 	if diff := cmp.Diff(want, info.Members, cmp.Comparer(equal[netip.Addr])); diff != "" {
 		t.Errorf("members (-want +got):\n%s", diff)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -30,7 +31,7 @@ func (m *Manager) Reconcile(ctx context.Context, alive func(container string) bo
 	for _, step := range []func() error{
 		m.sweep,
 		func() error { return k.rebuild(alive) },
-		func() error { return k.freeDead(alive) },
+		func() error { return k.freeDead(ctx, alive) },
 		k.deleteStrays,
 		func() error { return k.repair(ctx) },
 		func() error { return k.syncShared(ctx) },
@@ -117,7 +118,7 @@ func (k *kernel) rebuildRecord(network string, r record) error {
 
 // freeDead releases the addresses of containers that are gone, and forgets
 // those whose quarantine is over.
-func (k *kernel) freeDead(alive func(string) bool) error {
+func (k *kernel) freeDead(ctx context.Context, alive func(string) bool) error {
 	defs, err := k.loadAll()
 	if err != nil {
 		return err
@@ -130,7 +131,7 @@ func (k *kernel) freeDead(alive func(string) bool) error {
 		for _, r := range all {
 			switch {
 			case r.inUse() && !alive(r.Container):
-				err = k.release(d.Name, r, true)
+				err = k.unplug(ctx, d.Name, r, true)
 			case r.rested(k.now()):
 				err = k.dropRecord(d.Name, r.Address)
 			}
@@ -304,12 +305,17 @@ func (k *kernel) syncShared(ctx context.Context) error {
 	if len(live) == 0 {
 		return k.withdraw(ctx)
 	}
-	if err := k.applyRules(live); err != nil {
+	if err := k.applyRules(live, nil); err != nil {
+		return err
+	}
+	if err := k.forward6Off(); err != nil {
 		return err
 	}
 	needed := map[string]bool{}
 	for _, d := range live {
-		needed[ipNet(poolOf(d.Subnet)).String()] = true
+		for _, pool := range k.poolsOf(d) {
+			needed[ipNet(pool).String()] = true
+		}
 	}
 	return k.deleteRoutes(func(r netlink.Route) bool { return r.Dst != nil && needed[r.Dst.String()] })
 }
@@ -335,27 +341,29 @@ func (k *kernel) withdraw(ctx context.Context) error {
 	}
 	for _, l := range links {
 		if l.Type() == "bridge" && isBridge(l.Attrs().Name) {
-			return nil // another root needs the host to forward
+			return k.forward6Off() // another root needs the host to forward
 		}
 	}
-	return k.forwardOff()
+	return errors.Join(k.forwardOff(), k.forward6Off())
 }
 
 // deleteRoutes deletes this root's unreachable routes, except those to keep.
 func (k *kernel) deleteRoutes(keep func(netlink.Route) bool) error {
-	mine := k.unreachable(definition{Subnet: pools()[0]})
-	routes, err := dump(func() ([]netlink.Route, error) {
-		return k.h.RouteListFiltered(unix.AF_INET, mine, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
-	})
-	if err != nil {
-		return fmt.Errorf("list routes: %w", err)
-	}
-	for _, r := range routes {
-		if r.Priority != mine.Priority || keep(r) {
-			continue
+	for _, pool := range []netip.Prefix{pools()[0], k.pool6()} {
+		mine := k.unreachable(pool)
+		routes, err := dump(func() ([]netlink.Route, error) {
+			return k.h.RouteListFiltered(mine.Family, mine, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
+		})
+		if err != nil {
+			return fmt.Errorf("list routes: %w", err)
 		}
-		if err := k.h.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("delete route %s: %w", r.Dst, err)
+		for _, r := range routes {
+			if r.Priority != mine.Priority || keep(r) {
+				continue
+			}
+			if err := k.h.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("delete route %s: %w", r.Dst, err)
+			}
 		}
 	}
 	return nil

@@ -41,23 +41,56 @@ func family(proto byte) []expr.Any {
 	}
 }
 
-// Offsets of the addresses in the IPv4 header (RFC 791, section 3.1).
-const (
-	sourceOffset      = 12
-	destinationOffset = 16
-)
-
-func address(offset uint32, op expr.CmpOp, p netip.Prefix) []expr.Any {
-	return rule(family(unix.NFPROTO_IPV4), []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: ipNet(p).Mask, Xor: make([]byte, 4)},
+// address matches the source, or the destination, at its place in the header
+// (RFC 791, 3.1; RFC 8200, 3).
+func address(source bool, op expr.CmpOp, p netip.Prefix) []expr.Any {
+	proto, offset, size := byte(unix.NFPROTO_IPV4), uint32(12), uint32(4)
+	if p.Addr().Is6() {
+		proto, offset, size = unix.NFPROTO_IPV6, 8, 16
+	}
+	if !source {
+		offset += size
+	}
+	return rule(family(proto), []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: size, Mask: ipNet(p).Mask, Xor: make([]byte, size)},
 		&expr.Cmp{Op: op, Register: 1, Data: p.Masked().Addr().AsSlice()},
 	})
 }
 
-func saddr(p netip.Prefix) []expr.Any    { return address(sourceOffset, expr.CmpOpEq, p) }
-func saddrNot(p netip.Prefix) []expr.Any { return address(sourceOffset, expr.CmpOpNeq, p) }
-func daddr(p netip.Prefix) []expr.Any    { return address(destinationOffset, expr.CmpOpEq, p) }
+func saddr(p netip.Prefix) []expr.Any    { return address(true, expr.CmpOpEq, p) }
+func saddrNot(p netip.Prefix) []expr.Any { return address(true, expr.CmpOpNeq, p) }
+func daddr(p netip.Prefix) []expr.Any    { return address(false, expr.CmpOpEq, p) }
+
+// local matches destinations that are addresses of the host itself.
+func local() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+	}
+}
+
+// redirected are packets of connections whose destination was changed by a dnat
+// rule (nf_conntrack_common.h, IPS_DST_NAT).
+func redirected() []expr.Any {
+	const dstNAT = 1 << 5
+	return []expr.Any{
+		&expr.Ct{Register: 1, Key: expr.CtKeySTATUS},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(dstNAT), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+	}
+}
+
+// neighbours are the solicitations and advertisements by which IPv6 neighbours
+// find each other's link address (RFC 4861, types 135 and 136).
+func neighbours() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_ICMPV6}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: []byte{135}, ToData: []byte{136}},
+	}
+}
 
 // replies are packets of connections that were let through when they began.
 func replies() []expr.Any {

@@ -27,10 +27,21 @@ type definition struct {
 	Internal  bool         `json:"internal,omitempty"`
 	Untrusted bool         `json:"untrusted,omitempty"`
 	Created   time.Time    `json:"created"`
+
+	Subnet6  netip.Prefix      `json:"subnet6,omitzero"`  // zero: no IPv6
+	Gateway  netip.Addr        `json:"gateway,omitzero"`  // zero: the first of the subnet
+	Gateway6 netip.Addr        `json:"gateway6,omitzero"` // zero: see ipv6.go
+	Range    netip.Prefix      `json:"range,omitzero"`    // zero: addresses come from the whole subnet
+	Labels   map[string]string `json:"labels,omitempty"`
 }
 
-// gateway is the host's address: the first of the subnet.
-func (d definition) gateway() netip.Addr { return d.Subnet.Masked().Addr().Next() }
+// gateway is the host's address in the subnet.
+func (d definition) gateway() netip.Addr {
+	if d.Gateway.IsValid() {
+		return d.Gateway
+	}
+	return d.Subnet.Masked().Addr().Next()
+}
 
 func (m *Manager) networkDir(name string) string { return filepath.Join(m.dir, name) }
 

@@ -2,6 +2,7 @@ package network
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -56,19 +57,20 @@ func overlapping(p netip.Prefix, taken []netip.Prefix) *netip.Prefix {
 	return nil
 }
 
-// occupied is every IPv4 range that this machine reaches by something other
+// occupied is every range of one family that this machine reaches by something other
 // than a default route: routes of all tables, addresses of links that are down,
 // bridges of other roots even before they have an address, and name servers.
-func (m *Manager) occupied(h *netlink.Handle) ([]netip.Prefix, error) {
+func (m *Manager) occupied(h *netlink.Handle, family int) ([]netip.Prefix, error) {
 	var taken []netip.Prefix
 	add := func(n *net.IPNet) {
 		// 0.0.0.0/1 and 128.0.0.0/1 are how VPNs write "default".
-		if p, ok := prefixOf(n); ok && p.Bits() >= 8 {
+		p, ok := prefixOf(n)
+		if ok && p.Bits() >= 8 && !p.Addr().IsLinkLocalUnicast() && !p.Addr().IsMulticast() {
 			taken = append(taken, p)
 		}
 	}
 	routes, err := dump(func() ([]netlink.Route, error) {
-		return h.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		return h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
@@ -78,7 +80,7 @@ func (m *Manager) occupied(h *netlink.Handle) ([]netip.Prefix, error) {
 			add(r.Dst)
 		}
 	}
-	addrs, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, unix.AF_INET) })
+	addrs, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, family) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -92,6 +94,9 @@ func (m *Manager) occupied(h *netlink.Handle) ([]netip.Prefix, error) {
 	for _, l := range links {
 		if _, d, ok := parseBridgeAlias(l.Attrs().Alias); ok {
 			taken = append(taken, d.Subnet)
+			if d.Subnet6.IsValid() {
+				taken = append(taken, d.Subnet6)
+			}
 		}
 	}
 	for _, a := range m.nameservers() {
@@ -113,7 +118,32 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// checkIPv4 says whether subnet, gateway and range fit together.
+func (d definition) checkIPv4() error {
+	if !d.Subnet.IsValid() {
+		if d.Gateway.IsValid() || d.Range.IsValid() {
+			return errors.New("a gateway or an address range needs a subnet that it lies in")
+		}
+		return nil
+	}
+	if err := checkSubnet(d.Subnet); err != nil {
+		return err
+	}
+	if g := d.gateway(); !d.usable(g) {
+		return fmt.Errorf("gateway %s: want an address of a host in %s", g, d.Subnet)
+	}
+	if d.Range.IsValid() && (d.Range.Masked() != d.Range || d.Range.Bits() < d.Subnet.Bits() || !d.Subnet.Contains(d.Range.Addr())) {
+		return fmt.Errorf("address range %s: want a part of %s without host bits", d.Range, d.Subnet)
+	}
+	return nil
+}
+
+// usable says whether a host can have the IPv4 address.
+func (d definition) usable(a netip.Addr) bool {
+	return d.Subnet.Contains(a) && a != d.Subnet.Addr() && a != broadcast(d.Subnet)
 }
 
 // checkSubnet says whether a subnet that was asked for can be one.
