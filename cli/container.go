@@ -24,7 +24,7 @@ const exitEngine = 125
 // an agent: containers, images, networks, volumes, and doctor.
 func containerCommands(env *Env) []*cobra.Command {
 	return append(imageShortcuts(env),
-		runCommand(env), createCommand(env), execCommand(env), psCommand(env), logsCommand(env), inspectCommand(env),
+		runCommand(env), createCommand(env), execCommand(env), psCommand(env), logsCommand(env), inspectCommand(env), portCommand(env),
 		startCommand(env), stopCommand(env), killCommand(env), rmCommand(env), waitCommand(env),
 		copyCommand(env), diffCommand(env), exportCommand(env), commitCommand(env), renameCommand(env), updateCommand(env),
 		topCommand(env), statsCommand(env), eventsCommand(env), containerCommand(env),

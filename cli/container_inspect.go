@@ -147,13 +147,6 @@ type inspectedConfig struct {
 	StopTimeout                                               int
 }
 
-type inspectedNetwork struct {
-	IPAddress string
-	Networks  map[string]inspectedEndpoint
-}
-
-type inspectedEndpoint struct{ IPAddress string }
-
 func inspectContainer(e *sandbox.Engine, c sandbox.Container) inspected {
 	stamp := func(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 	state := inspectedState{
@@ -163,10 +156,6 @@ func inspectContainer(e *sandbox.Engine, c sandbox.Container) inspected {
 	if state.Status == "stopped" {
 		state.Status = "exited"
 	}
-	address := ""
-	if c.Address.IsValid() {
-		address = c.Address.String()
-	}
 	return inspected{
 		Id: c.ID, Created: stamp(c.Created), Path: c.Command[0], Args: c.Command[1:], State: state, Image: c.ImageID, Name: "/" + c.Name,
 		HostConfig: inspectHost(c.Config),
@@ -175,7 +164,7 @@ func inspectContainer(e *sandbox.Engine, c sandbox.Container) inspected {
 			Hostname: c.Config.Hostname, Domainname: c.Config.Domainname, User: c.Config.User, WorkingDir: c.Config.Workdir, Image: c.Image, StopSignal: c.Config.StopSignal,
 			Env: c.Config.Env, Cmd: c.Config.Args, Entrypoint: c.Config.Entrypoint, Labels: c.Labels, StopTimeout: int(c.Config.StopGrace.Seconds()),
 		},
-		NetworkSettings: inspectedNetwork{IPAddress: address, Networks: map[string]inspectedEndpoint{c.Config.Network: {address}}},
+		NetworkSettings: inspectNetwork(c),
 		Warnings:        c.Warnings,
 	}
 }

@@ -3,14 +3,11 @@ package cli
 import (
 	"context"
 	"fmt"
-	"net/netip"
-	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"naru/sandbox"
-	"naru/sandbox/network"
 )
 
 // group is a command that only holds others.
@@ -32,80 +29,6 @@ func (f *listFlags) define(c *cobra.Command) *cobra.Command {
 	c.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "names or ids only")
 	c.Flags().BoolVar(&f.json, "json", false, "as JSON")
 	return c
-}
-
-func networkCommand(env *Env) *cobra.Command {
-	return group("network", "Manage networks", networkCreate(env), networkList(env), &cobra.Command{
-		Use:   "rm NETWORK...",
-		Short: "Remove networks",
-		Args:  cobra.MinimumNArgs(1),
-		RunE: withEngine(env, func(ctx context.Context, e *sandbox.Engine, args []string) error {
-			return forEach(env, args, func(name string) error { return e.Networks().Remove(ctx, name) })
-		}),
-	}, &cobra.Command{
-		Use:   "inspect NETWORK...",
-		Short: "Show networks and who is in them, as a JSON array",
-		Args:  cobra.MinimumNArgs(1),
-		RunE: withEngine(env, func(_ context.Context, e *sandbox.Engine, args []string) error {
-			return inspectAll(env, args, "", func(name string) (any, error) { return e.Networks().Inspect(name) })
-		}),
-	})
-}
-
-func networkCreate(env *Env) *cobra.Command {
-	subnet, internal := "", false
-	c := &cobra.Command{
-		Use:   "create NETWORK",
-		Short: "Create a network; its containers know each other by name",
-		Args:  cobra.ExactArgs(1),
-		RunE: withEngine(env, func(ctx context.Context, e *sandbox.Engine, args []string) error {
-			o := network.Options{Internal: internal}
-			if subnet != "" {
-				var err error
-				if o.Subnet, err = netip.ParsePrefix(subnet); err != nil {
-					return usage("--subnet: %w", err)
-				}
-			}
-			n, err := e.Networks().Create(ctx, args[0], o)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintln(env.Stdout, n.Name)
-			return nil
-		}),
-	}
-	c.Flags().StringVar(&subnet, "subnet", "", "IPv4 subnet, such as 10.5.0.0/24")
-	c.Flags().BoolVar(&internal, "internal", false, "no way out of the network")
-	return c
-}
-
-func networkList(env *Env) *cobra.Command {
-	f := listFlags{}
-	return f.define(&cobra.Command{
-		Use:   "ls",
-		Short: "List networks",
-		Args:  cobra.NoArgs,
-		RunE: withEngine(env, func(_ context.Context, e *sandbox.Engine, _ []string) error {
-			list, err := e.Networks().List()
-			if err != nil {
-				return err
-			}
-			if f.json {
-				return printJSON(env, list)
-			}
-			rows := [][]string{}
-			for _, n := range list {
-				if f.quiet {
-					fmt.Fprintln(env.Stdout, n.Name)
-				}
-				rows = append(rows, []string{n.Name, n.Subnet.String(), n.Bridge, strconv.Itoa(len(n.Members))})
-			}
-			if f.quiet {
-				return nil
-			}
-			return printTable(env.Stdout, []string{"NAME", "SUBNET", "BRIDGE", "CONTAINERS"}, rows)
-		}),
-	})
 }
 
 func volumeCommand(env *Env) *cobra.Command {

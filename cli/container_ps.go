@@ -170,7 +170,7 @@ func newPsRow(c sandbox.Container, noTrunc bool) psRow {
 	return psRow{
 		Networks: c.Config.Network, Mounts: strings.Join(mounts, ","), labels: c.Labels,
 		ID: cut(c.ID, noTrunc), Image: image, Command: strconv.Quote(command), CreatedAt: c.Created.Local().Format(time.DateTime),
-		RunningFor: ago(time.Since(c.Created)) + " ago", State: state, Status: status(c), Names: c.Name, Labels: strings.Join(labels, ","),
+		RunningFor: ago(time.Since(c.Created)) + " ago", State: state, Status: status(c), Ports: portsColumn(c), Names: c.Name, Labels: strings.Join(labels, ","),
 	}
 }
 

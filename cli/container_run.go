@@ -25,7 +25,7 @@ type runFlags struct {
 	detach      bool
 	stdin       bool
 	tty         bool
-	publish     []string
+	network     networkFlags
 	env         []string
 	envFiles    []string
 	volumes     []string
@@ -74,7 +74,7 @@ func (f *runFlags) define(c *cobra.Command) {
 	flags.StringVarP(&f.memory, "memory", "m", "", "memory limit, such as 512m")
 	flags.Float64Var(&f.config.CPUs, "cpus", 0, "processors it may use, such as 1.5")
 	flags.Int64Var(&f.config.Pids, "pids-limit", 0, "processes it may have; -1 for no limit")
-	flags.StringVar(&f.config.Network, "network", "", "bridge, none, host, or the name of a network")
+	f.network.define(flags)
 	flags.StringVarP(&f.config.User, "user", "u", "", "user[:group], names or numbers")
 	flags.StringVarP(&f.config.Workdir, "workdir", "w", "", "working directory inside")
 	flags.StringVarP(&f.config.Hostname, "hostname", "h", "", "host name inside")
@@ -83,7 +83,6 @@ func (f *runFlags) define(c *cobra.Command) {
 	flags.StringArrayVarP(&f.labels, "label", "l", nil, "label KEY=value")
 	flags.BoolVarP(&f.stdin, "interactive", "i", false, "pass standard input on")
 	flags.BoolVarP(&f.tty, "tty", "t", false, "allocate a terminal (not supported yet)")
-	flags.StringArrayVarP(&f.publish, "publish", "p", nil, "publish a port on the host (not supported yet)")
 	flags.StringVar(&f.config.StopSignal, "stop-signal", "", "signal that asks the container to end")
 	flags.IntVar(&f.stopTimeout, "stop-timeout", 0, "seconds between the stop signal and the kill")
 	flags.StringVar(&f.config.UserNS, "userns", "", "auto, or host for no user namespace")
@@ -98,8 +97,8 @@ func (f *runFlags) complete(c *cobra.Command) (err error) {
 	if f.tty {
 		return errors.New("--tty is not supported yet")
 	}
-	if len(f.publish) > 0 {
-		return errors.New("--publish is not supported yet: the host reaches a container at its address, see 'naru inspect'")
+	if err := f.network.complete(&f.config); err != nil {
+		return err
 	}
 	if f.detach && f.stdin {
 		return errors.New("--interactive and --detach exclude each other")

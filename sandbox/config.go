@@ -52,6 +52,7 @@ type ContainerConfig struct {
 	StopGrace  time.Duration     `json:"stop_grace,omitempty"`  // default 10 s
 	UserNS     string            `json:"userns"`                // "auto" (default) or "host"
 	Remove     bool              `json:"remove,omitempty"`      // remove it when it has ended
+	Net        Networking        `json:"net,omitzero"`          // ports, names and addresses
 
 	Domainname  string            `json:"domainname,omitempty"`  // NIS domain name, uname(2)
 	Annotations map[string]string `json:"annotations,omitempty"` // of the OCI spec; the engine gives them no meaning
@@ -102,13 +103,15 @@ type Container struct {
 	ExitCode int      `json:"exit_code"`
 	// ExitKnown is false while it runs, and after an end that nobody saw (a
 	// power cut): ExitCode is -1 then.
-	ExitKnown bool              `json:"exit_known"`
-	OOM       bool              `json:"oom,omitempty"`
-	Address   netip.Addr        `json:"address,omitzero"`
-	Labels    map[string]string `json:"labels"`
-	Created   time.Time         `json:"created"`
-	Started   time.Time         `json:"started,omitzero"`
-	Finished  time.Time         `json:"finished,omitzero"`
+	ExitKnown bool                 `json:"exit_known"`
+	OOM       bool                 `json:"oom,omitempty"`
+	Address   netip.Addr           `json:"address,omitzero"`
+	Networks  []network.Attachment `json:"networks,omitempty"` // while it runs; Address is of the first
+	Ports     []network.Port       `json:"ports,omitempty"`    // published on the host now
+	Labels    map[string]string    `json:"labels"`
+	Created   time.Time            `json:"created"`
+	Started   time.Time            `json:"started,omitzero"`
+	Finished  time.Time            `json:"finished,omitzero"`
 	// Warnings name isolation that was asked for and that the kernel lacks.
 	Warnings []string        `json:"warnings,omitempty"`
 	Config   ContainerConfig `json:"config"`
@@ -131,6 +134,9 @@ func (c *ContainerConfig) complete() error {
 	if c.Image == "" {
 		return errors.New("no image given")
 	}
+	if c.Network == "" && len(c.Net.Endpoints) > 0 {
+		c.Network = c.Net.Endpoints[0].Network
+	}
 	if c.Network == "" {
 		c.Network = network.Default
 	}
@@ -140,7 +146,7 @@ func (c *ContainerConfig) complete() error {
 	if c.StopGrace == 0 {
 		c.StopGrace = 10 * time.Second
 	}
-	return errors.Join(c.checkNames(), c.checkLimits(), c.Resources.check(c), c.Security.check(), c.Namespaces.check(c), c.checkMounts())
+	return errors.Join(c.checkNames(), c.checkLimits(), c.Resources.check(c), c.Security.check(), c.Namespaces.check(c), c.checkMounts(), c.Net.check(c))
 }
 
 func (c *ContainerConfig) checkNames() error {

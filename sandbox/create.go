@@ -16,7 +16,6 @@ import (
 
 	"naru/internal/atomicfile"
 	"naru/sandbox/image"
-	"naru/sandbox/network"
 	"naru/sandbox/runtime"
 	"naru/sandbox/volume"
 )
@@ -164,6 +163,13 @@ func (e *Engine) plan(id string, c ContainerConfig) (*record, error) {
 	if c.Hostname == "" {
 		c.Hostname = short(r.ID)
 	}
+	if c.Net.PublishAll {
+		more, err := exposed(img.Config.Config.ImageConfig, c.Net.Ports)
+		if err != nil {
+			return nil, err
+		}
+		c.Net.Ports = append(c.Net.Ports, more...)
+	}
 	c.Labels = labels(img.Config.Config, c.Labels)
 	sig, err := ParseSignal(firstOf(c.StopSignal, img.Config.Config.StopSignal, "TERM"))
 	if err != nil {
@@ -198,9 +204,9 @@ func (e *Engine) userNamespace(c ContainerConfig) (block int, warnings []string)
 	case c.Namespaces.shared() != "":
 		// What a namespace's owner may, only processes of its own user namespace may.
 		return -1, []string{c.Namespaces.shared() + ": the container runs without a user namespace"}
-	case c.Network == NetworkHost:
-		// sysfs of the host's network namespace can only be mounted by its owner.
-		return -1, []string{"network host: the container runs without a user namespace"}
+	case c.Network == NetworkHost || strings.HasPrefix(c.Network, NetworkContainer):
+		// Only its owner may enter a network namespace, and mount sysfs for it.
+		return -1, []string{"network " + c.Network + ": the container runs without a user namespace"}
 	case !e.userNS():
 		return -1, []string{"no user namespace: " + runtime.FeatureUserNS + " is missing here, root in the container is root on the host"}
 	}
@@ -339,6 +345,12 @@ func (e *Engine) prepare(ctx context.Context, r *record, stdio Stdio, root runti
 		var joined *namespaceFiles
 		joined, err = e.joinNamespaces(r, spec)
 		defer joined.close()
+		if err == nil {
+			var done func()
+			if done, err = e.joinNetwork(ctx, r, spec); err == nil {
+				defer done()
+			}
+		}
 	}
 	if err != nil && m != nil {
 		err = errors.Join(err, m.Close(context.WithoutCancel(ctx)))
@@ -362,25 +374,6 @@ func (e *Engine) prepare(ctx context.Context, r *record, stdio Stdio, root runti
 		e.step("created")
 	}
 	return rt, err
-}
-
-func (e *Engine) attach(ctx context.Context, r *record, pid int) error {
-	if r.Config.Network == NetworkNone || r.Config.Network == NetworkHost {
-		return nil
-	}
-	at, err := e.networks.Attach(ctx, network.Endpoint{
-		Network: r.Config.Network, Container: r.ID, Hostname: r.Name, Pid: pid,
-	})
-	if err != nil {
-		return err
-	}
-	if err := saveRun(e.addressFile(r.ID), at); err != nil {
-		return err
-	}
-	if err := writeInPlace(filepath.Join(e.dir(r.ID), "hosts"), hosts(r, at, nil)); err != nil {
-		return err
-	}
-	return e.introduce(r.Config.Network)
 }
 
 // dropStaleClaim frees a name whose owner a crash took away.

@@ -293,6 +293,11 @@ func (e *Engine) free(ctx context.Context, r *record) error {
 	if err := e.networks.Detach(ctx, r.ID); err != nil {
 		return fmt.Errorf("free network: %w", err)
 	}
+	if list, err := e.endpoints(r); err != nil {
+		return err
+	} else if err := e.introduce(ctx, list); err != nil {
+		return fmt.Errorf("free network: %w", err)
+	}
 	if err := runtime.Destroy(e.stateDir(r.ID), e.dir(r.ID), e.cgroup(r.ID)); err != nil {
 		return fmt.Errorf("free container: %w", err)
 	}

@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
-	"naru/sandbox/network"
 	"naru/sandbox/runtime"
 )
 
@@ -133,9 +131,7 @@ func (e *Engine) viewProcess(c *Container, rt *runtime.Container) error {
 		return err
 	}
 	c.Pid = rt.Pid()
-	address, err := e.address(c.ID)
-	c.Address = address
-	return err
+	return e.viewNetworks(c)
 }
 
 func (c *Container) setExit(exit runtime.Exit) {
@@ -152,16 +148,6 @@ func (c *Container) idle(r *record) {
 	if r.Idle && c.Started.IsZero() {
 		c.State, c.ExitCode, c.ExitKnown, c.Finished = string(runtime.Created), 0, false, time.Time{}
 	}
-}
-
-// address is where the container can be reached; the zero address for none.
-func (e *Engine) address(id string) (netip.Addr, error) {
-	var at network.Attachment
-	found, err := loadRun(e.addressFile(id), &at)
-	if err != nil || !found {
-		return netip.Addr{}, err
-	}
-	return at.Address.Addr(), nil
 }
 
 // Logs copies what the container has written to stdout and stderr.

@@ -82,8 +82,8 @@ func (c *ContainerConfig) checkSysctls() error {
 			return fmt.Errorf("sysctl %s belongs to no namespace: it would change the host", key)
 		case isIPC && !(sharing{mode: c.Namespaces.IPC}).private():
 			return fmt.Errorf("sysctl %s would change the ipc namespace of others", key)
-		case isNet && c.Network == NetworkHost:
-			return fmt.Errorf("sysctl %s would change the network of the host", key)
+		case isNet && (c.Network == NetworkHost || strings.HasPrefix(c.Network, NetworkContainer)):
+			return fmt.Errorf("sysctl %s would change the network of others", key)
 		}
 	}
 	return nil

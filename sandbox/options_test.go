@@ -180,7 +180,7 @@ func TestExecIsNoLessConfined(t *testing.T) {
 func TestRefusedOptions(t *testing.T) {
 	for name, change := range map[string]func(*ContainerConfig){
 		"sysctl kernel.core_pattern": func(c *ContainerConfig) { c.Security.Sysctls = map[string]string{"kernel.core_pattern": "|/x"} },
-		"the network of the host": func(c *ContainerConfig) {
+		"the network of others": func(c *ContainerConfig) {
 			c.Network, c.Security.Sysctls = NetworkHost, map[string]string{"net.ipv4.ip_forward": "1"}
 		},
 		`unknown capability "FLY"`: func(c *ContainerConfig) { c.Security.CapAdd = []string{"FLY"} },

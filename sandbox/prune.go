@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"naru/sandbox/image"
-	"naru/sandbox/network"
 	"naru/sandbox/runtime"
 )
 
@@ -82,31 +81,6 @@ func (e *Engine) PruneContainers(ctx context.Context, keep func(Container) bool)
 			return removed, err
 		}
 		removed = append(removed, c.ID)
-	}
-	return removed, nil
-}
-
-// PruneNetworks removes the networks that no container is in, or would be in when
-// it is started again. The engine's own ones stay.
-func (e *Engine) PruneNetworks(ctx context.Context) ([]string, error) {
-	removed := []string{}
-	records, err := e.records()
-	if err != nil {
-		return removed, err
-	}
-	list, err := e.networks.List()
-	if err != nil {
-		return removed, err
-	}
-	for _, n := range list {
-		used := slices.ContainsFunc(records, func(r *record) bool { return r.Config.Network == n.Name })
-		if used || len(n.Members) > 0 || n.Name == network.Default || n.Name == networkBuild {
-			continue
-		}
-		if err := e.networks.Remove(ctx, n.Name); err != nil && !errors.Is(err, network.ErrNotFound) {
-			return removed, err
-		}
-		removed = append(removed, n.Name)
 	}
 	return removed, nil
 }

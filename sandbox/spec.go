@@ -46,7 +46,7 @@ func (e *Engine) spec(r *record) (*specs.Spec, error) {
 		return nil, err
 	}
 	// A mount of the user's on /etc/hosts must lie above ours.
-	s.Mounts = append(append(s.Mounts, e.etcMounts(r.ID)...), mounts...)
+	s.Mounts = append(append(s.Mounts, e.etcMounts(e.etcOf(r))...), mounts...)
 	return s, nil
 }
 

@@ -43,7 +43,7 @@ func (m *Manager) Attach(ctx context.Context, ep Endpoint) (a Attachment, err er
 	defer k.close()
 	p, err := k.prepare(ctx, ep)
 	if err != nil {
-		return a, fmt.Errorf("attach %s to network %q: %w", ep.Container, ep.Network, err)
+		return a, fmt.Errorf("attach %s to network %q: %w", short(ep.Container), ep.Network, err)
 	}
 	defer func() { _ = unix.Close(p.netns) }()
 	durable := make(chan error, 1) // while the kernel works on the interfaces
@@ -52,7 +52,7 @@ func (m *Manager) Attach(ctx context.Context, ep Endpoint) (a Attachment, err er
 		err = k.publish(ctx, p)
 	}
 	if err = errors.Join(err, <-durable); err != nil {
-		err = fmt.Errorf("attach %s to network %q: %w", ep.Container, ep.Network, err)
+		err = fmt.Errorf("attach %s to network %q: %w", short(ep.Container), ep.Network, err)
 		if p.fresh {
 			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanup)
 			defer cancel()
@@ -79,6 +79,9 @@ func (p *plug) attachment() Attachment {
 	}
 	return a
 }
+
+// short is the part of an id that people read.
+func short(id string) string { return id[:min(12, len(id))] }
 
 func (ep Endpoint) check() error {
 	if err := checkName("network", ep.Network, maxNetworkName); err != nil {

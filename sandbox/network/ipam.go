@@ -228,7 +228,7 @@ func claimed(d definition, all []record, a netip.Addr) (netip.Addr, *record, err
 	}
 	r := index(all).by4[a]
 	if r != nil && r.inUse() {
-		return a, nil, fmt.Errorf("address %s of network %q: %w by container %s", a, d.Name, ErrAddressInUse, r.Container)
+		return a, nil, fmt.Errorf("address %s of network %q: %w by container %s", a, d.Name, ErrAddressInUse, short(r.Container))
 	}
 	return a, r, nil
 }

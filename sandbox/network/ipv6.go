@@ -113,7 +113,7 @@ func claim6(d definition, all []record, r *record, want netip.Addr) error {
 	}
 	for _, o := range all {
 		if o.inUse() && o.Address6 == want && o.Container != r.Container {
-			return fmt.Errorf("address %s of network %q: %w by container %s", want, d.Name, ErrAddressInUse, o.Container)
+			return fmt.Errorf("address %s of network %q: %w by container %s", want, d.Name, ErrAddressInUse, short(o.Container))
 		}
 	}
 	r.Address6 = want

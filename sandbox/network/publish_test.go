@@ -60,7 +60,7 @@ func TestPublishedPortIsReachedFromEverywhere(t *testing.T) {
 	mustCall(t, peer.fd, at("192.0.2.2:8080"), a.Gateway.String())                // hairpin
 	mustCall(t, peer.fd, netip.AddrPortFrom(a.Gateway, 8080), a.Gateway.String()) // by the gateway
 	mustCall(t, n.fd, at("192.0.2.2:8080"), a.Gateway.String())                   // itself
-	mustCall(t, red.fd, at("192.0.2.2:8080"), a.Gateway.String()) // as from outside, by its network's way out
+	mustCall(t, red.fd, at("192.0.2.2:8080"), a.Gateway.String())                 // as from outside, by its network's way out
 	mustNotCall(t, build.fd, at("192.0.2.2:8080"))
 	mustNotCall(t, build.fd, netip.AddrPortFrom(b.Gateway, 8080))
 	mustNotCall(t, inner.fd, netip.AddrPortFrom(i.Gateway, 8080))
