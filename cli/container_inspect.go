@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"naru/sandbox"
-	"naru/sandbox/volume"
 )
 
 func inspectCommand(env *Env) *cobra.Command {
@@ -185,9 +184,4 @@ func inspectMounts(e *sandbox.Engine, mounts []sandbox.Mount) []inspectedMount {
 		list = append(list, shown)
 	}
 	return list
-}
-
-// inspectVolumes is volume inspect.
-func inspectVolumes(env *Env, store *volume.Store, names []string, format string) error {
-	return inspectAll(env, names, format, func(name string) (any, error) { return store.Get(name) })
 }

@@ -60,15 +60,15 @@ func killCommand(env *Env) *cobra.Command {
 }
 
 func rmCommand(env *Env) *cobra.Command {
-	force := false
+	o := sandbox.RemoveOptions{}
 	c := &cobra.Command{
 		Use:   "rm CONTAINER...",
 		Short: "Remove containers",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: withEngine(env, func(ctx context.Context, e *sandbox.Engine, args []string) error {
 			return forEach(env, args, func(ref string) error {
-				err := e.Remove(ctx, ref, force)
-				if force && errors.Is(err, sandbox.ErrNotFound) {
+				err := e.RemoveWith(ctx, ref, o)
+				if o.Force && errors.Is(err, sandbox.ErrNotFound) {
 					fmt.Fprintln(env.Stderr, "naru:", err)
 					return nil
 				}
@@ -76,7 +76,8 @@ func rmCommand(env *Env) *cobra.Command {
 			})
 		}),
 	}
-	c.Flags().BoolVarP(&force, "force", "f", false, "kill them first if they run")
+	c.Flags().BoolVarP(&o.Force, "force", "f", false, "kill them first if they run")
+	c.Flags().BoolVarP(&o.Volumes, "volumes", "v", false, "delete their anonymous volumes too")
 	return c
 }
 

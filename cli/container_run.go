@@ -70,7 +70,7 @@ func (f *runFlags) define(c *cobra.Command) {
 	flags.StringVar(&f.config.Name, "name", "", "name of the container")
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment variable KEY=value, or KEY to pass one on")
 	flags.StringArrayVar(&f.envFiles, "env-file", nil, "file with lines KEY=value")
-	flags.StringArrayVarP(&f.volumes, "volume", "v", nil, "volume or host path: SOURCE:TARGET[:OPTIONS], such as ro, nocopy or rslave")
+	flags.StringArrayVarP(&f.volumes, "volume", "v", nil, "volume or host path: [SOURCE:]TARGET[:OPTIONS], such as ro, rro, nocopy or rslave")
 	flags.StringVarP(&f.memory, "memory", "m", "", "memory limit, such as 512m")
 	flags.Float64Var(&f.config.CPUs, "cpus", 0, "processors it may use, such as 1.5")
 	flags.Int64Var(&f.config.Pids, "pids-limit", 0, "processes it may have; -1 for no limit")
@@ -147,6 +147,9 @@ func readEnv(files, list []string) ([]string, error) {
 // is a path on the host, which must exist; any other is a named volume.
 func parseMount(s string) (sandbox.Mount, error) {
 	parts := strings.Split(s, ":")
+	if len(parts) == 1 && filepath.IsAbs(s) {
+		return sandbox.Mount{Target: s, Volume: true}, nil // a volume without a name
+	}
 	if len(parts) < 2 || len(parts) > 3 || parts[0] == "" {
 		return sandbox.Mount{}, fmt.Errorf("volume %q: want SOURCE:TARGET[:OPTIONS]", s)
 	}
@@ -163,6 +166,8 @@ func parseMount(s string) (sandbox.Mount, error) {
 				m.NoCopy = true
 			case "noexec":
 				m.Options = append(m.Options, option)
+			case "rro":
+				m.ReadOnly, m.ReadOnlyTree = true, true
 			default:
 				return sandbox.Mount{}, fmt.Errorf("volume %q: unknown option %q", s, option)
 			}

@@ -81,6 +81,10 @@ type Mount struct {
 	Propagation string `json:"propagation,omitempty"`
 	// Flat binds a host path without the mounts below it.
 	Flat bool `json:"flat,omitempty"`
+	// Anonymous is a volume that has no name of the user's; Create makes one up.
+	Anonymous bool `json:"anonymous,omitempty"`
+	// ReadOnlyTree makes what is mounted below read-only too (mount_setattr(2)).
+	ReadOnlyTree bool `json:"read_only_tree,omitempty"`
 }
 
 // Stdio is what a foreground container is connected to beside its log. This
@@ -196,6 +200,7 @@ func (c *ContainerConfig) checkMounts() error {
 			return fmt.Errorf("mount %s: the target must be an absolute path other than /", m)
 		}
 		m.Target = path.Clean(m.Target)
+		m.name()
 		if seen[m.Target] {
 			return fmt.Errorf("mount %s: two mounts at %s", m, m.Target)
 		}

@@ -170,6 +170,9 @@ func (e *Engine) plan(id string, c ContainerConfig) (*record, error) {
 		}
 		c.Net.Ports = append(c.Net.Ports, more...)
 	}
+	if err := addVolumes(&c, img.Config.Config); err != nil {
+		return nil, err
+	}
 	c.Labels = labels(img.Config.Config, c.Labels)
 	sig, err := ParseSignal(firstOf(c.StopSignal, img.Config.Config.StopSignal, "TERM"))
 	if err != nil {
@@ -270,7 +273,7 @@ func (e *Engine) intend(ctx context.Context, r *record, b *birth) error {
 	if err != nil {
 		cleanup, cancel := afterwards(ctx)
 		defer cancel()
-		return errors.Join(err, e.releaseClaims(cleanup, r), volume.Discard(e.dir(r.ID)), e.abandon(ctx, b))
+		return errors.Join(err, e.releaseClaims(cleanup, r), volume.Discard(e.dir(r.ID)), e.dropAnonymous(r), e.abandon(ctx, b))
 	}
 	e.step("intended")
 	return nil

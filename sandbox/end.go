@@ -314,9 +314,15 @@ func (e *Engine) forget(id string) error {
 	return nil
 }
 
-// Remove deletes a container with its own layer and log. A running one is
-// killed first with force, and is ErrRunning without. Volumes stay.
+// Remove deletes a container with its own layer, its log and its anonymous
+// volumes. A running one is killed first with force, and is ErrRunning without.
+// Volumes with a name stay.
 func (e *Engine) Remove(ctx context.Context, ref string, force bool) error {
+	return e.RemoveWith(ctx, ref, RemoveOptions{Force: force, Volumes: true})
+}
+
+// RemoveWith is Remove with a choice about anonymous volumes.
+func (e *Engine) RemoveWith(ctx context.Context, ref string, o RemoveOptions) error {
 	id, err := e.resolve(ref)
 	if err != nil {
 		return err
@@ -340,11 +346,13 @@ func (e *Engine) Remove(ctx context.Context, ref string, force bool) error {
 	if err != nil {
 		return err
 	}
-	if !force && c.State == StateDead {
-		return fmt.Errorf("%w: %s can be removed by force only", ErrDamaged, firstOf(r.Name, short(id)))
+	if err := removable(c, r, o.Force); err != nil {
+		return err
 	}
-	if !force && (c.State == string(runtime.Running) || c.State == string(runtime.Paused)) {
-		return fmt.Errorf("%w: %s", ErrRunning, r.Name)
+	if o.Volumes {
+		if err := markDrop(e.dir(id)); err != nil {
+			return err
+		}
 	}
 	if err := e.delete(ctx, r); err != nil {
 		return fmt.Errorf("remove container %s: %w", short(id), err)
@@ -356,6 +364,9 @@ func (e *Engine) Remove(ctx context.Context, ref string, force bool) error {
 // back.
 func (e *Engine) destroy(ctx context.Context, r *record, l *lock) error {
 	defer l.Unlock()
+	if err := markDrop(e.dir(r.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	return e.delete(ctx, r)
 }
 
@@ -389,6 +400,9 @@ func (e *Engine) delete(ctx context.Context, r *record) error {
 		return err
 	}
 	if err := e.releaseClaims(ctx, r); err != nil {
+		return err
+	}
+	if err := e.dropVolumes(gone); err != nil {
 		return err
 	}
 	if err := volume.Discard(gone); err != nil {

@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/volume"
 )
 
 // makeVolumes creates the named volumes of a container that do not exist yet.
@@ -22,7 +24,7 @@ func (e *Engine) makeVolumes(r *record) error {
 		if !m.Volume {
 			continue
 		}
-		_, err := e.volumes.Create(m.Source, nil, func(data string) error {
+		_, err := e.volumes.Create(m.Source, m.labels(), func(data string) error {
 			if m.NoCopy {
 				return nil
 			}
@@ -107,7 +109,27 @@ func copyEntry(src, dst *os.Root, name string) error {
 	if err := dst.Lchown(name, int(st.Uid), int(st.Gid)); err != nil {
 		return err
 	}
-	return dst.Chmod(name, info.Mode())
+	if err := dst.Chmod(name, info.Mode()); err != nil {
+		return err
+	}
+	if err := copyXattrs(src, dst, name); err != nil {
+		return err
+	}
+	return dst.Chtimes(name, info.ModTime(), info.ModTime())
+}
+
+// copyXattrs comes after chown and chmod, which take file capabilities away.
+func copyXattrs(src, dst *os.Root, name string) error {
+	from, err := src.Open(name)
+	if err != nil {
+		return err
+	}
+	defer from.Close() // read only: nothing can be lost
+	to, err := dst.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(volume.CopyXattrs(from, to), to.Close())
 }
 
 func copyContent(src, dst *os.Root, name string) error {

@@ -126,7 +126,7 @@ func (e *Engine) sweepDirs(ctx context.Context) error {
 		return err
 	}
 	for _, dir := range gone {
-		err = errors.Join(err, volume.Discard(dir))
+		err = errors.Join(err, e.dropVolumes(dir), volume.Discard(dir))
 	}
 	return err
 }
@@ -149,6 +149,9 @@ func (e *Engine) deadDirs() ([]string, error) {
 			}
 			id := strings.TrimPrefix(d.Name(), newMark)
 			away := filepath.Join(e.containersDir(), goneMark+id)
+			if err := markDrop(path); err != nil {
+				return nil, err
+			}
 			if err = runtime.Destroy(e.stateDir(id), path, e.cgroup(id)); err == nil { // its monitor may have come up
 				err = os.Rename(path, away)
 			}

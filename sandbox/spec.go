@@ -123,6 +123,9 @@ func (e *Engine) userMounts(r *record) ([]specs.Mount, error) {
 		if m.ReadOnly {
 			options = append(options, "ro")
 		}
+		if m.ReadOnlyTree {
+			options = append(options, "rro")
+		}
 		mounts = append(mounts, specs.Mount{Type: "bind", Source: source, Destination: m.Target, Options: options})
 	}
 	return mounts, nil

@@ -9,6 +9,8 @@
 // mount the path that Path returns, Remove renames it away and deletes it.
 // A crash in between leaves a temporary name, which Sweep deletes.
 //
+// Export and Import carry the data as a tar (archive.go).
+//
 // The package does not know which container uses a volume: its caller does.
 package volume
 
@@ -16,6 +18,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -29,8 +32,23 @@ import (
 	"naru/internal/atomicfile"
 )
 
-// ErrNotFound says that no volume has the name.
-var ErrNotFound = errors.New("no such volume")
+// Errors a caller can branch on.
+var (
+	// ErrNotFound says that no volume has the name.
+	ErrNotFound = errors.New("no such volume")
+	// ErrExists says that a volume has the name already.
+	ErrExists = errors.New("volume exists")
+)
+
+// AnonymousLabel marks a volume that nobody named: one container has it, and it
+// goes with it where that is asked for.
+const AnonymousLabel = "naru.anonymous"
+
+// Anonymous says whether nobody named the volume.
+func (v Volume) Anonymous() bool {
+	_, yes := v.Labels[AnonymousLabel]
+	return yes
+}
 
 // Volume is one named volume.
 type Volume struct {
@@ -100,20 +118,35 @@ func (s *Store) Create(name string, labels map[string]string, fill func(data str
 }
 
 func (s *Store) make(dir string, v Volume, fill func(string) error) error {
-	data := filepath.Join(dir, dataDir)
-	if err := os.Mkdir(data, 0o755); err != nil {
+	if err := makeData(filepath.Join(dir, dataDir), fill); err != nil {
 		return err
-	}
-	if fill != nil {
-		if err := fill(data); err != nil {
-			return err
-		}
 	}
 	meta, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
 	return atomicfile.WriteFile(filepath.Join(dir, metaFile), meta, 0o600)
+}
+
+// makeData makes the data directory. What is filled in is on disk before the
+// volume gets its name: after a power cut it is there whole or not at all.
+func makeData(data string, fill func(string) error) error {
+	if err := os.Mkdir(data, 0o755); err != nil || fill == nil {
+		return err
+	}
+	if err := fill(data); err != nil {
+		return err
+	}
+	d, err := os.Open(data)
+	if err != nil {
+		return err
+	}
+	if _, err = d.Readdirnames(1); err == nil {
+		err = unix.Syncfs(int(d.Fd()))
+	} else if errors.Is(err, io.EOF) {
+		err = nil // nothing to wait for
+	}
+	return errors.Join(err, d.Close())
 }
 
 // Get returns the volume of that name, or ErrNotFound.
