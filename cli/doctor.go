@@ -77,7 +77,7 @@ func examine(e *sandbox.Engine) []finding {
 	findings = append(findings,
 		program("nginx", "routes requests; apps without a route do not need it"),
 		program("git", "not needed: naru fetches by itself"),
-		uplink(), forwardPolicy(), resolver(e))
+		uplink(), forwardPolicy(e), resolver(e))
 	return findings
 }
 
@@ -113,7 +113,7 @@ func uplink() finding {
 }
 
 // forwardPolicy tells whether containers can reach the outside.
-func forwardPolicy() finding {
+func forwardPolicy(e *sandbox.Engine) finding {
 	data, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
 	f := finding{Name: "forwarding", OK: err == nil}
 	switch {
@@ -127,6 +127,9 @@ func forwardPolicy() finding {
 	out, err := exec.Command("iptables", "-S", "FORWARD").Output()
 	if err == nil && strings.HasPrefix(string(out), "-P FORWARD DROP") {
 		f.Detail += "; policy of iptables FORWARD is DROP, naru adds a rule of its own for its bridges"
+	}
+	if found, err := e.Networks().Obstacles(); err == nil && len(found) > 0 {
+		f.OK, f.Detail = false, f.Detail+"; "+strings.Join(found, "; ")
 	}
 	return f
 }
