@@ -358,10 +358,11 @@ func (s *Store) Import(ctx context.Context, name string, r io.Reader, replace bo
 	if !replace {
 		return fmt.Errorf("import volume %s: %w", name, ErrExists)
 	}
-	tmp, err := os.MkdirTemp(s.dir, tempMark+"new-*")
+	tmp, unlock, err := s.temp()
 	if err != nil {
 		return fmt.Errorf("import volume %s: %w", name, err)
 	}
+	defer unlock()
 	data := filepath.Join(tmp, dataDir)
 	if err = makeData(data, fill); err == nil {
 		err = unix.Renameat2(unix.AT_FDCWD, data, unix.AT_FDCWD, filepath.Join(s.dir, name, dataDir), unix.RENAME_EXCHANGE)

@@ -96,10 +96,11 @@ func (s *Store) Create(name string, labels map[string]string, fill func(data str
 	if err == nil || !errors.Is(err, ErrNotFound) {
 		return v, err
 	}
-	tmp, err := os.MkdirTemp(s.dir, tempMark+"new-*")
+	tmp, unlock, err := s.temp()
 	if err != nil {
 		return Volume{}, fmt.Errorf("create volume %s: %w", name, err)
 	}
+	defer unlock()
 	err = s.make(tmp, Volume{Name: name, Labels: labels, Created: time.Now().UTC()}, fill)
 	if err != nil {
 		return Volume{}, errors.Join(fmt.Errorf("create volume %s: %w", name, err), os.RemoveAll(tmp))
@@ -115,6 +116,32 @@ func (s *Store) Create(name string, labels map[string]string, fill func(data str
 		return Volume{}, err
 	}
 	return s.Get(name)
+}
+
+// temp makes a temporary directory. Its lock tells Sweep that somebody is filling
+// it, which may take long.
+func (s *Store) temp() (dir string, unlock func(), err error) {
+	if dir, err = os.MkdirTemp(s.dir, tempMark+"new-*"); err != nil {
+		return "", nil, err
+	}
+	f, err := os.Open(dir)
+	if err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		return "", nil, errors.Join(err, os.Remove(dir))
+	}
+	return dir, func() { _ = f.Close() }, nil // read only: nothing can be lost
+}
+
+// filling says whether a process holds the lock of a temporary directory.
+func filling(dir string) bool {
+	f, err := os.Open(dir)
+	if err != nil {
+		return false
+	}
+	defer f.Close() // gives the lock back too
+	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
 func (s *Store) make(dir string, v Volume, fill func(string) error) error {
@@ -216,8 +243,7 @@ func (s *Store) Remove(name string) error {
 }
 
 // Sweep deletes what a crash left of volumes that were half made or half
-// removed. A volume being made by a living process right now is younger than
-// the grace of a minute.
+// removed. One that a living process is making is locked, or was begun a moment ago.
 func (s *Store) Sweep() error {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -230,6 +256,9 @@ func (s *Store) Sweep() error {
 		}
 		info, err := e.Info()
 		if err != nil || (strings.HasPrefix(e.Name(), tempMark+"new-") && time.Since(info.ModTime()) < time.Minute) {
+			continue
+		}
+		if filling(filepath.Join(s.dir, e.Name())) {
 			continue
 		}
 		errs = append(errs, Discard(filepath.Join(s.dir, e.Name())))
