@@ -100,9 +100,11 @@ func (k *kernel) allocate(ctx context.Context, d definition, ep Endpoint) ([]Por
 	for _, p := range ep.Ports {
 		switch {
 		case p.HostPort != 0:
-			err = isFree(ctx, p, taken)
+			err = isFree(ctx, p, taken, d.Subnet6.IsValid())
 		default:
-			p.HostPort, err = choosePort(ctx, p, append(taken, chosen...), mine)
+			p.HostPort, err = choosePort(p, mine, func(p Port) error {
+				return isFree(ctx, p, append(taken, chosen...), d.Subnet6.IsValid())
+			})
 		}
 		if err != nil {
 			return nil, err
@@ -113,7 +115,7 @@ func (k *kernel) allocate(ctx context.Context, d definition, ep Endpoint) ([]Por
 }
 
 // choosePort returns the port that the container had, or the first free one.
-func choosePort(ctx context.Context, p Port, taken, mine []Port) (uint16, error) {
+func choosePort(p Port, mine []Port, free func(Port) error) (uint16, error) {
 	for _, q := range mine {
 		if q.Host == p.Host && q.Port == p.Port && q.Proto == p.Proto {
 			return q.HostPort, nil
@@ -121,7 +123,7 @@ func choosePort(ctx context.Context, p Port, taken, mine []Port) (uint16, error)
 	}
 	for n := firstDynamic; n <= lastDynamic; n++ {
 		p.HostPort = uint16(n)
-		err := isFree(ctx, p, taken)
+		err := free(p)
 		if err == nil || !errors.Is(err, ErrPortInUse) {
 			return p.HostPort, err
 		}
@@ -130,8 +132,9 @@ func choosePort(ctx context.Context, p Port, taken, mine []Port) (uint16, error)
 }
 
 // isFree looks for the port among those that are redirected, and then asks the
-// kernel by binding it: a process of the host may listen there.
-func isFree(ctx context.Context, p Port, taken []Port) error {
+// kernel by binding it: a process of the host may listen there. With ipv6 a port
+// of all addresses is one of both families.
+func isFree(ctx context.Context, p Port, taken []Port, ipv6 bool) error {
 	host := p.Host
 	if !host.IsValid() {
 		host = netip.IPv4Unspecified()
@@ -146,8 +149,11 @@ func isFree(ctx context.Context, p Port, taken []Port) error {
 			return err
 		}
 	}
-	if p.Host.Is6() {
+	switch {
+	case p.Host.Is6():
 		return bindable(ctx, p.Proto+"6", netip.AddrPortFrom(host, p.HostPort))
+	case ipv6 && !p.Host.IsValid():
+		return bindable(ctx, p.Proto+"6", netip.AddrPortFrom(netip.IPv6Unspecified(), p.HostPort))
 	}
 	return nil
 }
