@@ -4,7 +4,7 @@ GOARCH  := $(shell $(GO) env GOARCH)
 INIT    := sandbox/runtime/embedded/naru-init-$(GOARCH)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 RUNTIME := nginx git busybox-static ca-certificates
-TESTING := $(RUNTIME) gcc libc6-dev docker-registry umoci skopeo runc iproute2 nftables procps
+TESTING := $(RUNTIME) gcc libc6-dev docker-registry umoci skopeo runc iproute2 nftables procps musl-tools
 VM      := $(TESTING) qemu-system-x86 e2fsprogs kmod xz-utils
 
 export CGO_ENABLED ?= 0

@@ -267,10 +267,7 @@ func parseMountFlag(s string) (sandbox.Mount, error) {
 		m.Source, err = filepath.Abs(m.Source)
 		return m, err
 	case "volume":
-		m.Volume = true
-		if m.Source == "" {
-			return m, errors.New("a volume needs a source: its name")
-		}
+		m.Volume = true // without a source one that nobody named
 		return m, nil
 	case "tmpfs":
 		m.Tmpfs = true

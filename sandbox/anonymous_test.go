@@ -167,3 +167,54 @@ func storesXattrs(t *testing.T) bool {
 	}
 	return unix.Setxattr(f, "user.x", []byte("y"), 0) == nil
 }
+
+// What the host mounts later is seen inside where that was asked for, and read-only
+// means the mounts below only where that was asked for.
+func TestPropagationOfHostPaths(t *testing.T) {
+	if !privately(t) {
+		return
+	}
+	e := newEngine(t)
+	src := t.TempDir()
+	mount := func(at string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(at, 0o755), unix.Mount("test", at, "tmpfs", 0, "")); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
+	}
+	mount(src)
+	if err := unix.Mount("", src, "", unix.MS_SHARED, ""); err != nil {
+		t.Fatal(err)
+	}
+	mount(src + "/sub")
+	containers := map[string]Container{}
+	for _, kind := range []string{"", "rprivate", "rslave", "rshared"} {
+		config := sh(deaf)
+		config.Mounts = []Mount{{Source: src, Target: "/x", Propagation: kind}}
+		containers[kind] = runScript(t, e, config)
+	}
+	mount(src + "/late")
+	if err := os.WriteFile(src+"/late/seen", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for kind, c := range containers {
+		code, err := e.Exec(t.Context(), c.ID, ExecOptions{Args: []string{"test", "-e", "/x/late/seen"}})
+		if seen := code == 0; err != nil || seen != (kind == "rslave" || kind == "rshared") {
+			t.Errorf("propagation %q: seen %v, %v", kind, seen, err)
+		}
+	}
+	for _, tree := range []bool{false, true} {
+		config := sh("touch /x/sub/f")
+		config.UserNS = UserNSHost
+		config.Mounts = []Mount{{Source: src, Target: "/x", ReadOnly: true, ReadOnlyTree: tree}}
+		if exit, out := runToEnd(t, e, config); (exit.Code != 0) != tree {
+			t.Errorf("read-only tree %v: %+v %s", tree, exit, out)
+		}
+	}
+	config := sh("true")
+	config.Mounts = []Mount{{Source: src, Target: "/x", Propagation: "sideways"}}
+	if _, err := e.Create(t.Context(), config, Stdio{}); err == nil {
+		t.Error("propagation sideways was accepted")
+	}
+}

@@ -20,8 +20,8 @@ import (
 
 const envPrivate = "NARU_SANDBOX_TEST_NETWORK"
 
-// privately runs the test once more in a process with a network namespace of its
-// own, and says whether this is that process.
+// privately runs the test once more in a process with a network and a mount
+// namespace of its own, and says whether this is that process.
 func privately(t *testing.T) bool {
 	t.Helper()
 	needRoot(t)
@@ -37,7 +37,7 @@ func privately(t *testing.T) bool {
 	}
 	cmd := exec.Command("/proc/self/exe", "-test.run", "^"+t.Name()+"$", "-test.v")
 	cmd.Env = append(os.Environ(), envPrivate+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Unshareflags: syscall.CLONE_NEWNS}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v:\n%s", err, out)
 	}
