@@ -24,10 +24,13 @@ type test struct {
 // asked, keeps to its limits, is entered, stopped and killed, on this kernel.
 // No names are all tests; each that is named must run.
 var smoke = map[string][]string{
-	"naru/docs":                   nil,
-	"naru/sandbox/runtime/cgroup": nil,
-	"naru/sandbox/runtime":        {"TestLimits", "TestExec", "TestContainerOutlivesItsMonitor", "TestNothingLeaks"},
-	"naru/sandbox":                {"TestUserNamespace", "TestLimits", "TestStop", "TestKill", "TestHostReachesContainer"},
+	"naru/docs": nil,
+	"naru/sandbox/runtime/cgroup": {
+		"TestDeviceProgramDecides", "TestDevicesAreUpdated", "TestCreateWritesWhatTheSpecNames", "TestImpossibleLimitsAreErrors", "TestUpdateRaisesAndLowers",
+		"TestRefusedUpdateTakesBack", "TestUsageIsCheckedBeforeUpdate", "TestUpdateJoinsAController", "TestUnifiedFiles", "TestThrottleAndWeight",
+	},
+	"naru/sandbox/runtime": {"TestLimits", "TestExec", "TestContainerOutlivesItsMonitor", "TestNothingLeaks"},
+	"naru/sandbox":         {"TestUserNamespace", "TestLimits", "TestStop", "TestKill", "TestHostReachesContainer"},
 }
 
 // compile makes the test programs of the chosen packages in dir.
