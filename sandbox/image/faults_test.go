@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -76,6 +77,13 @@ func (f *faulty) wrap(next http.Handler) http.Handler {
 			http.ServeContent(counted, r, "", time.Time{}, bytes.NewReader(whole.Body.Bytes()))
 		}
 	})
+}
+
+// seen gives what was asked and how many bytes were sent so far.
+func (f *faulty) seen() (asked []string, sent int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.asked), f.sent
 }
 
 type counting struct {
@@ -187,11 +195,12 @@ func TestPullFromAFailingRegistry(t *testing.T) {
 				}
 				return
 			}
+			asked, sent := f.seen()
 			if err != nil {
-				t.Fatalf("%v\nasked: %q", err, f.asked)
+				t.Fatalf("%v\nasked: %q", err, asked)
 			}
-			if test.limit > 0 && f.sent > test.limit {
-				t.Errorf("%d bytes were sent for a layer of %d: %q", f.sent, size, f.asked)
+			if test.limit > 0 && sent > test.limit {
+				t.Errorf("%d bytes were sent for a layer of %d: %q", sent, size, asked)
 			}
 			if got := merged(t, s, pulled); !strings.Contains(got, "etc/first") {
 				t.Errorf("merged:\n%s", got)
@@ -225,8 +234,8 @@ func TestATransferThatStandsStillEnds(t *testing.T) {
 	if _, err := s.Pull(ctx, host+"/x", PullOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if len(f.asked) != 2 || !strings.HasPrefix(f.asked[1], "bytes=1") {
-		t.Errorf("asked: %q", f.asked)
+	if asked, _ := f.seen(); len(asked) != 2 || !strings.HasPrefix(asked[1], "bytes=1") {
+		t.Errorf("asked: %q", asked)
 	}
 	checkStore(t, s)
 }
@@ -265,11 +274,12 @@ func TestPullGoesOnWhereAnotherEnded(t *testing.T) {
 			if _, err := again.Pull(ctx, host+"/x", PullOptions{}); err != nil {
 				t.Fatal(err)
 			}
-			if resumed := f.sent < size; resumed != test.resumes {
-				t.Errorf("%d bytes were sent: %q", f.sent, f.asked)
+			asked, sent := f.seen()
+			if resumed := sent < size; resumed != test.resumes {
+				t.Errorf("%d bytes were sent: %q", sent, asked)
 			}
-			if !strings.HasPrefix(f.asked[0], fmt.Sprintf("bytes=%d-", cut)) {
-				t.Errorf("asked: %q", f.asked)
+			if !strings.HasPrefix(asked[0], fmt.Sprintf("bytes=%d-", cut)) {
+				t.Errorf("asked: %q", asked)
 			}
 			checkStore(t, again)
 			checkNoPartials(t, again)
@@ -316,8 +326,8 @@ func TestPullsAtOnceShareALayer(t *testing.T) {
 	}
 	close(proceed)
 	group.Wait()
-	if len(f.asked) != 1 {
-		t.Errorf("the layer was asked for %d times", len(f.asked))
+	if asked, _ := f.seen(); len(asked) != 1 {
+		t.Errorf("the layer was asked for %d times", len(asked))
 	}
 	checkStore(t, s)
 	checkNoPartials(t, s)
@@ -371,8 +381,8 @@ func TestMirrors(t *testing.T) {
 			if err != nil || pulled.Manifest.String() != digest.String() {
 				t.Fatalf("got %s, %v", pulled.Manifest, err)
 			}
-			if asked := len(f.asked) > 0; asked != test.origin {
-				t.Errorf("the origin was asked %d times", len(f.asked))
+			if asked, _ := f.seen(); len(asked) > 0 != test.origin {
+				t.Errorf("the origin was asked %d times", len(asked))
 			}
 			checkStore(t, s)
 		})
