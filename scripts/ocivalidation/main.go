@@ -31,7 +31,7 @@ const suite = "github.com/opencontainers/runtime-tools@v0.9.1-0.20251114084447-e
 const programTime = 150 * time.Second
 
 func main() {
-	work := flag.String("work", "bin/oci-validation", "directory for the suite's sources and programs")
+	work := flag.String("work", "bin/.oci-validation", "directory, hidden from ./..., for the suite's sources and programs")
 	naru := flag.String("naru", "bin/naru", "naru")
 	table := flag.String("table", "", "file that receives the table")
 	flag.Parse()
