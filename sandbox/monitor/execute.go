@@ -19,7 +19,7 @@ func execute(l *Launch, fds []int) {
 		syscall.Exit(1)
 	}
 	closeOthers(fds)
-	x := executor{child: c, pid: c.pid, code: l.Code, solo: l.Solo}
+	x := executor{child: c, pid: c.pid, code: l.Code, solo: l.Solo, terminal: l.Terminal, master: None}
 	x.run()
 }
 
@@ -32,6 +32,11 @@ type executor struct {
 	failed bool // it never did: it is reaped here
 	code   step.Code
 	msg    [16]byte
+
+	terminal   bool // the process has one
+	grandchild int  // its pidfd
+	rest       [4096]byte
+	master     int // its master, until the process ends: also when the creator leaves it, it gets no SIGHUP
 }
 
 func (x *executor) run() {
@@ -49,6 +54,7 @@ func (x *executor) run() {
 	if x.solo && !x.failed {
 		syscall.Exit(0)
 	}
+	x.linger(ctl)
 	for {
 		var ws syscall.WaitStatus
 		pid, err := syscall.Wait4(-1, &ws, 0, nil)
@@ -64,6 +70,27 @@ func (x *executor) run() {
 		}
 	}
 	syscall.Exit(0)
+}
+
+// linger waits for the end of a process with a terminal. When its creator has left,
+// it reads the terminal, so that what the process writes does not stop it.
+func (x *executor) linger(ctl int) {
+	if x.master < 0 {
+		return
+	}
+	p := []pollFD{{fd: int32(x.grandchild), events: pollIn}, {fd: int32(ctl)}, {fd: None, events: pollIn}}
+	for p[0].revents == 0 {
+		poll(p, -1)
+		if p[1].revents != 0 {
+			p[1].fd, p[2].fd = None, int32(x.master)
+		}
+		if p[2].revents == 0 {
+			continue
+		}
+		if n, err := syscall.Read(x.master, x.rest[:]); n <= 0 && err != syscall.EAGAIN && err != syscall.EINTR {
+			p[2].fd = None // nobody has it open
+		}
+	}
 }
 
 // permission opens the gate when the creator says so, or kills when it is gone.
@@ -122,6 +149,16 @@ func (x *executor) ready() {
 		reply32(Control, ReplyFailed, uint32(errno), "pidfd_open")
 		return
 	}
-	send(Control, e.Buf, int(fd))
-	syscall.Close(int(fd))
+	if !x.terminal {
+		send(Control, e.Buf, int(fd))
+		syscall.Close(int(fd))
+		return
+	}
+	master, what, terr := takeTerminal(int(fd))
+	if terr != 0 {
+		reply32(Control, ReplyFailed, uint32(terr), what)
+		return
+	}
+	x.master, x.grandchild = master, int(fd)
+	send(Control, e.Buf, int(fd), master)
 }

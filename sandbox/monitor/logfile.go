@@ -5,80 +5,46 @@ import (
 	"unsafe"
 )
 
-// The log is a sequence of chunks: a header of HeaderSize bytes, then the bytes
-// as the container wrote them in one go.
-//
-//	0  magic   0xA7
-//	1  magic   0x1E
-//	2  stream  1 stdout, 2 stderr
-//	3  check   exclusive or of all other header bytes
-//	4  length  u32, little endian, 1 to ChunkMax
-//	8  time    u64, little endian, nanoseconds since 1970
-//
-// A chunk is written by one writev(2), so only a power cut leaves a part of one;
-// a reader finds the next header by magic and check.
-const (
-	HeaderSize = 16
-	Magic0     = 0xA7
-	Magic1     = 0x1E
-	ChunkMax   = 64 << 10
-)
-
 // MinLog is the smallest log bound, in bytes.
 const MinLog = 4 << 10
 
-// PutHeader fills b[:HeaderSize].
-func PutHeader(b []byte, stream byte, n int, nanos int64) {
-	b[0], b[1], b[2], b[3] = Magic0, Magic1, stream, 0
-	for i := range 4 {
-		b[4+i] = byte(n >> (8 * i))
-	}
-	for i := range 8 {
-		b[8+i] = byte(nanos >> (8 * i))
-	}
-	b[3] = check(b)
-}
+// defaultLogFiles is how many files share the bound of a log that names no number.
+const defaultLogFiles = 2
 
-// Header reads a header; ok is false when b does not begin with one.
-func Header(b []byte) (stream byte, n int, nanos int64, ok bool) {
-	if len(b) < HeaderSize || b[0] != Magic0 || b[1] != Magic1 || b[2] != 1 && b[2] != 2 || check(b) != b[3] {
-		return 0, 0, 0, false
-	}
-	for i := range 4 {
-		n |= int(b[4+i]) << (8 * i)
-	}
-	for i := range 8 {
-		nanos |= int64(b[8+i]) << (8 * i)
-	}
-	return b[2], n, nanos, n > 0 && n <= ChunkMax
-}
-
-func check(b []byte) (x byte) {
-	for i, c := range b[:HeaderSize] {
-		if i != 3 {
-			x ^= c
-		}
-	}
-	return x
-}
-
-// logFile appends to log, and keeps log and log.1 together within max bytes.
+// logFile appends to log, and keeps log, log.1 and so on together within a bound.
+//
+// The bytes of a pipe are moved by splice(2), which takes from the pipe exactly
+// what it has written: whenever the monitor is killed, each byte is either in the
+// pipe or in the file.
 type logFile struct {
-	dir, fd   int
-	size, max int64
-	header    [HeaderSize]byte
+	dir, fd int
+	size    int64 // of log
+	each    int64 // bound of one file
+	files   int
+	lost    uint64 // bytes that were not logged
+	told    uint64 // of these, how many the log tells of
+	errno   syscall.Errno
+	copies  bool // the file system cannot splice
+	header  [HeaderSize]byte
+	scratch [16 << 10]byte
 }
 
-func openLog(dir int, limit uint64) *logFile {
-	l := &logFile{dir: dir, fd: None, max: max(int64(limit), MinLog)}
+func openLog(dir int, limit uint64, files uint32) *logFile {
+	l := &logFile{dir: dir, fd: None, files: int(files)}
+	if l.files < 1 {
+		l.files = defaultLogFiles
+	}
+	l.each = max(int64(limit), MinLog) / int64(l.files)
+	l.each = max(l.each, 2*HeaderSize)
 	l.open()
 	return l
 }
 
 func (l *logFile) open() {
-	fd, err := openAt(l.dir, FileLog, syscall.O_WRONLY|syscall.O_APPEND|syscall.O_CREAT|syscall.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return // no log is better than a stopped container; the next chunk tries again
+	fd, err := openAt(l.dir, FileLog, syscall.O_RDWR|syscall.O_CREAT|syscall.O_NOFOLLOW, 0o600)
+	if err != nil { // no log is better than a stopped container; the next chunk tries again
+		l.errno = syscall.Errno(errnoOf(err))
+		return
 	}
 	var st syscall.Stat_t
 	if syscall.Fstat(fd, &st) == nil {
@@ -87,47 +53,207 @@ func (l *logFile) open() {
 	l.fd = fd
 }
 
-// write logs one read's worth of output.
-func (l *logFile) write(stream byte, data []byte) {
-	for len(data) > 0 {
-		n := min(len(data), ChunkMax, int(l.max/2-HeaderSize))
-		if l.fd >= 0 && l.size+int64(HeaderSize+n) > l.max/2 {
-			l.rotate()
-		}
-		if l.fd < 0 {
-			l.open()
-		}
-		l.chunk(stream, data[:n])
-		data = data[n:]
+// room makes place for a chunk of at most n bytes and says how many fit.
+func (l *logFile) room(n int) int {
+	n = min(n, ChunkMax, int(l.each-HeaderSize))
+	if l.fd >= 0 && l.size+int64(HeaderSize+n) > l.each {
+		l.rotate()
 	}
+	if l.fd < 0 {
+		l.open()
+	}
+	if l.fd >= 0 && l.size+int64(HeaderSize+n) > l.each {
+		l.errno = syscall.EFBIG // the rotation failed: the bound goes before the log
+		return 0
+	}
+	if l.fd < 0 {
+		return 0
+	}
+	return n
 }
 
+// rotate begins a new file. The oldest goes first, so that the bound holds at every
+// moment; it is emptied before, as somebody who reads it would keep its blocks.
 func (l *logFile) rotate() {
 	syscall.Close(l.fd)
 	l.fd, l.size = None, 0
-	syscall.Renameat(l.dir, FileLog, l.dir, FileLogOld)
+	oldest := FileLog
+	if l.files > 1 {
+		oldest = FileLog + "." + itoa(l.files-1)
+	}
+	if fd, err := openAt(l.dir, oldest, syscall.O_WRONLY|syscall.O_TRUNC|syscall.O_NOFOLLOW, 0); err == nil {
+		syscall.Close(fd)
+		syscall.Unlinkat(l.dir, oldest)
+	}
+	for i := l.files - 1; i > 1; i-- {
+		syscall.Renameat(l.dir, FileLog+"."+itoa(i-1), l.dir, FileLog+"."+itoa(i))
+	}
+	if l.files > 1 {
+		syscall.Renameat(l.dir, FileLog, l.dir, FileLogOld)
+	}
 }
 
-// chunk appends header and data, or nothing: after a short write (the disk is
-// full) the file is cut back to whole chunks.
-func (l *logFile) chunk(stream byte, data []byte) {
-	if l.fd < 0 || l.size+int64(HeaderSize+len(data)) > l.max/2 {
-		return // the rotation failed: the bound goes before the log
+// move takes up to limit bytes of a pipe into the log and returns how many it took.
+// Where keep is given, with room for limit bytes, they are there too.
+func (l *logFile) move(stream byte, pipe, limit int, keep []byte) int {
+	n := min(limit, waiting(pipe))
+	if n == 0 {
+		return 0
 	}
-	PutHeader(l.header[:], stream, len(data), now())
-	vec := [2]syscall.Iovec{{Base: &l.header[0], Len: HeaderSize}, {Base: &data[0], Len: uint64(len(data))}}
-	n, _, e := syscall.Syscall(syscall.SYS_WRITEV, uintptr(l.fd), uintptr(unsafe.Pointer(&vec)), 2)
-	if e == 0 && int(n) == HeaderSize+len(data) {
-		l.size += int64(n)
-		return
+	if l.copies {
+		return l.copy(stream, pipe, n, keep)
+	}
+	l.notice()
+	fits := l.room(n)
+	if fits == 0 || !l.begin(stream, fits) {
+		return l.lose(pipe, n, keep)
+	}
+	at := l.size + HeaderSize
+	done := l.splice(pipe, at, fits)
+	l.end(stream, fits, done)
+	switch {
+	case done == 0 && l.errno == syscall.EINVAL:
+		l.copies = true
+		return l.copy(stream, pipe, n, keep)
+	case done == 0:
+		return l.lose(pipe, fits, keep)
+	case keep != nil:
+		syscall.Pread(l.fd, keep[:done], at)
+	}
+	return done
+}
+
+// copy is move for a file system that cannot splice.
+func (l *logFile) copy(stream byte, pipe, n int, keep []byte) int {
+	if keep == nil {
+		keep = l.scratch[:]
+	}
+	n = readPipe(pipe, keep[:min(n, len(keep))])
+	l.write(stream, keep[:n])
+	return n
+}
+
+// lose takes n bytes from a pipe that cannot be logged: the container goes on.
+func (l *logFile) lose(pipe, n int, keep []byte) (done int) {
+	if keep == nil {
+		keep = l.scratch[:]
+	}
+	done = readPipe(pipe, keep[:min(n, len(keep))])
+	l.lost += uint64(done)
+	return done
+}
+
+// splice moves n bytes that are in the pipe to the file.
+func (l *logFile) splice(pipe int, at int64, n int) (done int) {
+	const move, nonblock = 1, 2
+	for done < n {
+		k, _, e := syscall.Syscall6(syscall.SYS_SPLICE, uintptr(pipe), 0, uintptr(l.fd), ptr(&at), uintptr(n-done), move|nonblock)
+		if e == syscall.EINTR {
+			continue
+		}
+		if e != 0 || k == 0 {
+			l.errno = e
+			break
+		}
+		done += int(k)
+	}
+	return done
+}
+
+// begin writes the header of a chunk.
+func (l *logFile) begin(stream byte, n int) bool {
+	PutHeader(l.header[:], stream, n, now())
+	k, err := syscall.Pwrite(l.fd, l.header[:], l.size)
+	if err == nil && k == HeaderSize {
+		return true
+	}
+	l.errno = syscall.Errno(errnoOf(err))
+	if err == nil {
+		l.errno = syscall.ENOSPC
 	}
 	syscall.Ftruncate(l.fd, l.size)
+	return false
+}
+
+// end closes a chunk of which only a part could be written.
+func (l *logFile) end(stream byte, want, done int) {
+	if done == 0 {
+		syscall.Ftruncate(l.fd, l.size)
+		return
+	}
+	if done < want {
+		PutHeader(l.header[:], stream, done, now())
+		syscall.Pwrite(l.fd, l.header[:], l.size) // the block is there: a full disk does not matter
+		syscall.Ftruncate(l.fd, l.size+int64(HeaderSize+done))
+	}
+	l.size += int64(HeaderSize + done)
+}
+
+// write appends bytes that are in memory, as one chunk if they fit; it returns
+// where they are, or a negative number where they are lost.
+func (l *logFile) write(stream byte, data []byte) int64 {
+	if stream != StreamNotice {
+		l.notice()
+	}
+	at := int64(-1)
+	for len(data) > 0 {
+		n := l.room(len(data))
+		if n == 0 || !l.begin(stream, n) {
+			l.lost += uint64(len(data))
+			return -1
+		}
+		done, err := syscall.Pwrite(l.fd, data[:n], l.size+HeaderSize)
+		if err != nil {
+			done, l.errno = 0, syscall.Errno(errnoOf(err))
+		}
+		at = l.size + HeaderSize
+		l.end(stream, n, done)
+		if done < n {
+			l.lost += uint64(len(data) - done)
+			return -1
+		}
+		data = data[n:]
+	}
+	return at
+}
+
+// notice says in the log what is missing from it, once there is room again.
+func (l *logFile) notice() {
+	missing := l.lost - l.told
+	if missing == 0 || l.fd < 0 {
+		return
+	}
+	text := "naru: " + itoa(int(missing)) + " bytes of output were not logged: errno " + itoa(int(l.errno)) + "\n"
+	before := l.lost
+	if l.write(StreamNotice, []byte(text)) >= 0 {
+		l.told = before
+	}
+	l.lost = before
+}
+
+func readPipe(pipe int, b []byte) int {
+	for {
+		k, err := syscall.Read(pipe, b)
+		if err != syscall.EINTR {
+			return max(k, 0)
+		}
+	}
 }
 
 func (l *logFile) sync() {
 	if l.fd >= 0 {
 		syscall.Fsync(l.fd)
 	}
+}
+
+// waiting is how many bytes are in a pipe (pipe(7), FIONREAD).
+func waiting(pipe int) int {
+	const fionread = 0x541b
+	var n int32
+	if _, _, e := syscall.Syscall(syscall.SYS_IOCTL, uintptr(pipe), fionread, uintptr(unsafe.Pointer(&n))); e != 0 {
+		return 0
+	}
+	return int(n)
 }
 
 func now() int64 {

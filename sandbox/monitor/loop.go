@@ -9,14 +9,6 @@ import (
 // maxClients bounds the connections on monitor.sock; further ones wait in the backlog.
 const maxClients = 16
 
-// stream is one output of the container.
-type stream struct {
-	in      int // read end, non-blocking; None after end of file
-	copy    int // live copy, non-blocking; None without or after an error
-	pending []byte
-	buf     []byte
-}
-
 // monitor is the state of the process; everything runs in one thread.
 type monitor struct {
 	init      child
@@ -28,15 +20,18 @@ type monitor struct {
 	creator   int
 	listen    int
 	lock      int
-	clients   []int
-	waiter    int // client that waits for the result of OpStart
+	clients   []*client // fixed objects: those beyond len are free
+	waiter    int       // client that waits for the result of OpStart
 	code      step.Code
 	launched  []byte // where code lies, until execve
 	dir, home int
-	kill, oom int
+	kill      int
+	oom       oomWatch
 	out       [2]stream
+	input     input
+	call      caller
 	log       *logFile
-	msg       [256]byte
+	msg       [1 + MaxInput]byte
 	polled    []pollFD
 }
 
@@ -44,13 +39,15 @@ func newMonitor(l *Launch, fds []int) *monitor {
 	m := &monitor{
 		creator: Control, waiter: None, detached: l.Detached, solo: l.Solo, state: StateCreated,
 		listen: fdOf(fds, l.Listen), lock: fdOf(fds, l.Lock), dir: fdOf(fds, l.Dir), home: fdOf(fds, l.State),
-		kill: fdOf(fds, l.Kill), oom: fdOf(fds, l.OOM),
-		clients: make([]int, 0, maxClients), polled: make([]pollFD, 0, maxClients+8),
-		log: openLog(fdOf(fds, l.Dir), l.LogMax),
+		kill: fdOf(fds, l.Kill), oom: newOOMWatch(fdOf(fds, l.OOM), fdOf(fds, l.OOMEvent)),
+		clients: make([]*client, 0, maxClients), polled: make([]pollFD, 0, 2*maxClients+16),
+		log: openLog(fdOf(fds, l.Dir), l.LogMax, l.LogFiles), call: newCaller(l, fds),
+		input: input{fd: fdOf(fds, l.In)},
 	}
 	for i := range m.out {
-		m.out[i] = stream{in: fdOf(fds, l.Out[i]), copy: fdOf(fds, l.Copy[i]), buf: make([]byte, 32<<10)}
+		m.out[i] = stream{in: fdOf(fds, l.Out[i]), copy: fdOf(fds, l.Copy[i]), id: byte(i + 1)}
 	}
+	m.out[0].tty = l.Terminal
 	m.code, m.launched = l.Code, l.record
 	return m
 }
@@ -58,6 +55,7 @@ func newMonitor(l *Launch, fds []int) *monitor {
 // launch clones the init; the answer to the creator comes from its report.
 func (m *monitor) launch(l *Launch, fds []int) {
 	m.ours = true
+	m.log.repair([2]int{None, None}) // of an earlier life
 	c, what, err := spawn(l, fds)
 	if err != nil {
 		reply32(m.creator, ReplyFailed, errnoOf(err), what)
@@ -67,29 +65,36 @@ func (m *monitor) launch(l *Launch, fds []int) {
 	e := step.Encoder{Buf: []byte{ReplyCloned}}
 	e.U32(uint32(c.pid))
 	send(m.creator, e.Buf, c.pidfd)
-	m.drop(fds)
+	m.drop(l, fds)
 }
 
 // adopt takes over a running container whose monitor died.
 func (m *monitor) adopt(l *Launch, fds []int) {
 	m.init = child{pidfd: fdOf(fds, l.Pidfd), gate: None, status: None}
 	m.committed, m.state = true, StateRunning
+	m.log.repair([2]int{m.out[0].in, m.out[1].in})
+	if m.out[0].tty {
+		m.input.fd = m.out[0].in
+	}
+	m.call.begin()
 	send(m.creator, []byte{ReplyOK})
 }
 
-func (m *monitor) drop(fds []int) {
-	closeOthers(fds, m.listen, m.lock, m.dir, m.home, m.kill, m.oom,
-		m.out[0].in, m.out[1].in, m.out[0].copy, m.out[1].copy)
+// drop closes what was for the child alone.
+func (m *monitor) drop(l *Launch, fds []int) {
+	closeOthers(fds, m.listen, m.lock, m.dir, m.home, m.kill, m.oom.counter, m.oom.event, m.call.events, m.input.fd,
+		m.out[0].in, m.out[1].in, m.out[0].copy, m.out[1].copy, fdOf(fds, l.Hold[0]), fdOf(fds, l.Hold[1]))
 }
 
 func (m *monitor) run() {
 	for {
 		m.wait()
-		for _, p := range m.polled {
-			if p.revents != 0 {
-				m.event(int(p.fd))
+		for i := range m.polled {
+			if p := m.polled[i]; p.revents != 0 {
+				m.event(int(p.fd), p.revents)
 			}
 		}
+		m.timers()
 	}
 }
 
@@ -99,20 +104,56 @@ func (m *monitor) wait() {
 	m.watch(m.init.pidfd, pollIn)
 	m.watch(m.init.status, pollIn)
 	m.watch(m.creator, pollIn)
+	m.watch(m.call.pidfd, pollIn)
+	m.watch(m.oom.fd(), m.oom.events())
 	if len(m.clients) < maxClients && m.committed {
 		m.watch(m.listen, pollIn)
 	}
 	for _, c := range m.clients {
-		m.watch(c, pollIn)
-	}
-	for i := range m.out {
-		if len(m.out[i].pending) > 0 {
-			m.watch(m.out[i].copy, pollOut) // a slow reader slows the container, as a terminal does
-		} else {
-			m.watch(m.out[i].in, pollIn)
+		if events := c.events(&m.input); events != 0 {
+			m.watch(c.fd, events)
 		}
 	}
-	poll(m.polled, -1)
+	if m.input.blocked() {
+		m.watch(m.input.fd, pollOut)
+	}
+	for i := range m.out {
+		s := &m.out[i]
+		switch {
+		case len(s.pending) > 0:
+			m.watch(s.copy, pollOut)
+		case !m.owed(i): // a slow reader slows the container, as a terminal does
+			m.watch(s.in, pollIn)
+		}
+	}
+	poll(m.polled, m.patience())
+}
+
+// patience is the time until the next timer in milliseconds, or -1: an idle
+// container has none.
+func (m *monitor) patience() int64 {
+	next := m.call.at
+	for _, c := range m.clients {
+		if c.stalled > 0 && (next == 0 || c.stalled+c.patience < next) {
+			next = c.stalled + c.patience
+		}
+	}
+	for i := range m.out {
+		if t := m.out[i].stalled; t > 0 && (next == 0 || t+copyPatience < next) {
+			next = t + copyPatience
+		}
+	}
+	if next == 0 {
+		return -1
+	}
+	return max(next-monotonic(), 0)
+}
+
+func (m *monitor) timers() {
+	if m.call.at > 0 && m.call.pidfd < 0 && monotonic() >= m.call.at {
+		m.call.run()
+	}
+	m.dropStalled()
 }
 
 func (m *monitor) watch(fd int, events int16) {
@@ -121,7 +162,9 @@ func (m *monitor) watch(fd int, events int16) {
 	}
 }
 
-func (m *monitor) event(fd int) {
+// event serves one descriptor. A client's may have been closed a moment ago; then
+// nothing knows it any more.
+func (m *monitor) event(fd int, what int16) {
 	switch fd {
 	case m.init.status:
 		m.report()
@@ -131,12 +174,21 @@ func (m *monitor) event(fd int) {
 		m.accept()
 	case m.creator:
 		m.request(fd)
+	case m.call.pidfd:
+		m.call.reap()
+	case m.oom.fd():
+		m.oom.seen()
 	case m.out[0].in, m.out[0].copy:
-		m.out[0].pump(1, m.log)
+		if fd == m.input.fd && m.input.blocked() {
+			m.input.flush()
+		}
+		m.pump(0, what)
 	case m.out[1].in, m.out[1].copy:
-		m.out[1].pump(2, m.log)
+		m.pump(1, what)
+	case m.input.fd:
+		m.input.flush()
 	default:
-		m.request(fd)
+		m.clientEvent(fd, what)
 	}
 }
 
@@ -146,8 +198,10 @@ func (m *monitor) report() {
 	n, err := syscall.Read(m.init.status, m.msg[:8])
 	switch {
 	case err == syscall.EINTR:
-	case err == nil && n == 8 && (m.msg[0] == ReplyReady || m.msg[0] == ReplyHalt):
+	case err == nil && n == 8 && m.msg[0] == ReplyHalt:
 		send(m.creator, m.msg[:1])
+	case err == nil && n == 8 && m.msg[0] == ReplyReady:
+		m.ready()
 	case err == nil && n == 8 && m.msg[0] == 'F':
 		d := step.Decoder{Buf: m.msg[4:8]}
 		m.refused(int(m.msg[2])|int(m.msg[3])<<8, d.U32())
@@ -157,6 +211,21 @@ func (m *monitor) report() {
 			m.started()
 		}
 	}
+}
+
+// ready takes the terminal, if there is one, and tells the creator.
+func (m *monitor) ready() {
+	if !m.out[0].tty {
+		send(m.creator, []byte{ReplyReady})
+		return
+	}
+	master, what, errno := takeTerminal(m.init.pidfd)
+	if errno != 0 {
+		reply32(m.creator, ReplyFailed, uint32(errno), what)
+		return
+	}
+	m.out[0].in, m.input.fd = master, master
+	send(m.creator, []byte{ReplyReady})
 }
 
 func (m *monitor) closeStatus() {
@@ -188,6 +257,7 @@ func (m *monitor) started() {
 	m.state = StateRunning
 	m.code = nil
 	syscall.Munmap(m.launched)
+	m.call.begin()
 	if fd, err := openAt(m.home, FileStarted, syscall.O_CREAT|syscall.O_WRONLY, 0o600); err == nil {
 		syscall.Close(fd)
 	}

@@ -17,7 +17,9 @@ const (
 )
 
 // Requests: the first byte of a SOCK_SEQPACKET message on the control socket or
-// on monitor.sock. A client may send only OpStatus, OpStart, OpSignal and OpGetFD.
+// on monitor.sock. A client may send all but the first four. What a monitor does not
+// know it answers with ReplyErrno and ENOSYS: agents and monitors of different
+// versions meet, as a container outlives the upgrade of its agent.
 const (
 	OpUserNS = 'U' // + two id maps, see EncodeMaps → ReplyFD with the namespace
 	OpLaunch = 'L' // with descriptors: a memfd with a Launch, then those it refers to → ReplyCloned, ReplyReady or ReplyFailed
@@ -25,9 +27,28 @@ const (
 	OpCommit = 'C' // the creator's records are durable; no reply, but ReplyOK from a solo one, which ends
 	OpGo     = 'g' // the init stopped for its creator (ReplyHalt) and may go on; no reply
 	OpStart  = 'S' // → ReplyOK or ReplyFailed, once execve has happened
-	OpStatus = '?' // → ReplyStatus + state byte + pid
+	OpStatus = '?' // → ReplyStatus + state byte + u32 pid, then u32 Protocol, u64 bytes that were not logged, u32 OOM kills
 	OpSignal = 'K' // + u32 → ReplyOK or ReplyErrno
 	OpGetFD  = 'G' // → ReplyFD with the init's pidfd and the read ends of its output
+	OpRotate = 'O' // begin a new log file → ReplyOK
+	OpResize = 'W' // + u16 rows + u16 columns: the terminal's window → ReplyOK, none once attached
+	OpExit   = 'E' // → ReplyExited, when the container has ended and its record is on disk
+	OpAttach = 'T' // + u8 flags + u32 milliseconds of patience → ReplyOK, then ReplyData until ReplyExited
+	OpInput  = 'i' // + bytes for the standard input; no reply
+	OpEOF    = 'e' // the standard input ends; no reply
+)
+
+// Protocol is the version of the messages that a monitor knows: 0 is one that
+// says no version in ReplyStatus, 2 came with OpRotate to OpEOF.
+const Protocol = 2
+
+// AttachOnce is a flag of OpAttach: the standard input ends with this client.
+const AttachOnce = 1
+
+// MaxInput is how many bytes one OpInput carries, MaxData one ReplyData.
+const (
+	MaxInput = 4 << 10
+	MaxData  = 64 << 10
 )
 
 // Replies.
@@ -40,7 +61,8 @@ const (
 	ReplyFailed = 'F' // + u32 errno + name of the step
 	ReplyStatus = 's'
 	ReplyFD     = 'f'
-	ReplyExited = 'X' // + u32 wait status: from an exec helper
+	ReplyExited = 'X' // + u32 wait status: from an exec helper, and to who asked for OpExit or OpAttach
+	ReplyData   = 'd' // + u8 stream + bytes
 )
 
 // State bytes of ReplyStatus.
@@ -55,7 +77,8 @@ const (
 	FileStarted = "started"
 	FileExit    = "exit.json"
 	FileLog     = "log"
-	FileLogOld  = "log.1"
+	FileLogOld  = "log.1" // then log.2 and so on, the greater the older
+	FileStdin   = "stdin" // a fifo, as long as the standard input has not ended
 )
 
 // MaxFDs is how many descriptors one message carries (SCM_MAX_FD, unix(7)).
@@ -76,7 +99,10 @@ type Launch struct {
 	Detached bool         // may wait for Start without creator
 	Started  bool         // adopted: it runs already
 	Solo     bool         // ends at OpCommit, and leaves its child to the creator's parent (a subreaper, prctl(2))
-	LogMax   uint64       // bytes
+	Terminal bool         // the init brings the master of its terminal, see TerminalFD
+	LogMax   uint64       // bytes of all log files together
+	LogFiles uint32       // how many log files; 0: two
+	Callback              // what to run, and when
 	Dir      int          // directory of log and exit.json
 	State    int          // state directory
 	Listen   int          // monitor.sock, listening
@@ -86,6 +112,10 @@ type Launch struct {
 	Kill     int          // cgroup.kill
 	OOM      int          // memory.oom_control or memory.events
 	Pidfd    int          // OpAdopt: the init
+	In       int          // write end of the standard input
+	Events   int          // cgroup2 directory for what Callback runs
+	OOMEvent int          // eventfd(2) of memory.oom_control (v1)
+	Hold     [2]int       // descriptors of the callback's program
 	Stdio    [3]int       // exec: handed to the process
 	Before   step.Program // run in the helper itself before it clones: namespaces to join, which its child inherits
 	Program  step.Program
@@ -93,6 +123,10 @@ type Launch struct {
 	Code     step.Code // the program as it arrived
 	record   []byte    // the mapping in which Code lies
 }
+
+// TerminalFD is the descriptor at which a process that has reported to be ready
+// holds the master of its terminal, for its parent to take by pidfd_getfd(2).
+const TerminalFD = 900
 
 // Encode returns the record.
 func (l *Launch) Encode() []byte {
@@ -103,6 +137,9 @@ func (l *Launch) Encode() []byte {
 	e.String(l.GIDMap)
 	e.U32(flag(l.Detached) | flag(l.Started)<<1 | flag(l.Solo)<<2)
 	e.U64(l.LogMax)
+	e.U32(l.LogFiles)
+	e.U32(flag(l.Terminal))
+	l.Callback.encode(e)
 	for _, p := range l.indexes() {
 		e.U32(uint32(*p))
 	}
@@ -118,6 +155,8 @@ func decodeLaunch(b []byte) (*Launch, bool) {
 	l := &Launch{Name: d.String(), Flags: d.U64(), UIDMap: d.String(), GIDMap: d.String()}
 	bits := d.U32()
 	l.Detached, l.Started, l.Solo, l.LogMax = bits&1 != 0, bits&2 != 0, bits&4 != 0, d.U64()
+	l.LogFiles, l.Terminal = d.U32(), d.U32() != 0
+	l.Callback.decode(d)
 	for _, p := range l.indexes() {
 		*p = int(int32(d.U32()))
 	}
@@ -129,7 +168,7 @@ func decodeLaunch(b []byte) (*Launch, bool) {
 // indexes lists the fields that name a descriptor, in wire order.
 func (l *Launch) indexes() []*int {
 	return []*int{&l.Cgroup, &l.Dir, &l.State, &l.Listen, &l.Lock, &l.Out[0], &l.Out[1], &l.Copy[0], &l.Copy[1],
-		&l.Kill, &l.OOM, &l.Pidfd, &l.Stdio[0], &l.Stdio[1], &l.Stdio[2]}
+		&l.Kill, &l.OOM, &l.Pidfd, &l.Stdio[0], &l.Stdio[1], &l.Stdio[2], &l.In, &l.Events, &l.OOMEvent, &l.Hold[0], &l.Hold[1]}
 }
 
 // NewLaunch returns a Launch without descriptors.
@@ -222,15 +261,17 @@ type pollFD struct {
 // Poll events, poll(2).
 const (
 	pollIn  = 1
+	pollPri = 2
 	pollOut = 4
+	pollHup = 16
 	pollEnd = 8 | 16 | 32 // ERR, HUP, NVAL
 )
 
 // poll waits without limit, or ms milliseconds if that is not negative.
-func poll(fds []pollFD, ms int) {
+func poll(fds []pollFD, ms int64) {
 	var ts *syscall.Timespec
 	if ms >= 0 {
-		t := syscall.NsecToTimespec(int64(ms) * 1e6)
+		t := syscall.NsecToTimespec(ms * 1e6)
 		ts = &t
 	}
 	syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)), uintptr(unsafe.Pointer(ts)), 0, 0, 0)

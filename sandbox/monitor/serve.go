@@ -9,18 +9,10 @@ import (
 
 func ptr[T any](p *T) uintptr { return uintptr(unsafe.Pointer(p)) }
 
-func (m *monitor) accept() {
-	fd, _, err := syscall.Accept4(m.listen, syscall.SOCK_CLOEXEC)
-	if err == nil {
-		m.clients = append(m.clients, fd)
-	}
-}
-
 // request answers one message of the creator or of a client of monitor.sock,
 // who is root: the socket lies in a directory of mode 0700.
 func (m *monitor) request(fd int) {
-	n, fds, err := receive(fd, m.msg[:], syscall.MSG_DONTWAIT)
-	closeOthers(fds)
+	n, _, err := syscall.Recvfrom(fd, m.msg[:], syscall.MSG_DONTWAIT) // descriptors that come along are dropped
 	if err == syscall.EINTR || err == syscall.EAGAIN {
 		return
 	}
@@ -28,20 +20,21 @@ func (m *monitor) request(fd int) {
 		m.hangup(fd)
 		return
 	}
+	if m.attachedRequest(fd, m.msg[0], m.msg[1:n]) {
+		return
+	}
 	switch m.msg[0] {
 	case OpCommit:
 		m.committed = m.committed || fd == m.creator
 		if m.solo {
-			m.leave(fd)
+			m.leaveInit(fd)
 		}
 	case OpGo:
 		writeAll(m.init.gate, "G")
 	case OpStart:
 		m.start(fd)
 	case OpStatus:
-		e := step.Encoder{Buf: []byte{ReplyStatus, m.state}}
-		e.U32(uint32(m.init.pid))
-		send(fd, e.Buf)
+		m.sayStatus(fd)
 	case OpSignal:
 		d := step.Decoder{Buf: m.msg[1:n]}
 		if err := pidfdKill(m.init.pidfd, int(d.U32())); err != nil {
@@ -51,20 +44,62 @@ func (m *monitor) request(fd int) {
 		send(fd, []byte{ReplyOK})
 	case OpGetFD:
 		m.giveFDs(fd)
+	case OpRotate:
+		if m.log.fd >= 0 && m.log.size > 0 {
+			m.log.rotate()
+		}
+		send(fd, []byte{ReplyOK})
 	default:
 		reply32(fd, ReplyErrno, uint32(syscall.ENOSYS), "") // a newer agent: it must do without
 	}
 }
 
-// leave opens the first gate of an init that waits for Start at a fifo of its own,
+// leaveInit opens the first gate of an init that waits for Start at a fifo of its own,
 // and ends: the init is now the child of whoever adopts orphans of the creator.
-func (m *monitor) leave(fd int) {
+func (m *monitor) leaveInit(fd int) {
 	if err := writeAll(m.init.gate, "C"); err != nil {
 		reply32(fd, ReplyErrno, errnoOf(err), "")
 		return
 	}
 	send(fd, []byte{ReplyOK})
 	syscall.Exit(0)
+}
+
+// attachedRequest serves what belongs to a terminal or to the standard input.
+func (m *monitor) attachedRequest(fd int, op byte, body []byte) bool {
+	switch op {
+	case OpAttach:
+		m.attach(fd, body)
+	case OpInput:
+		m.input.put(body)
+	case OpEOF:
+		m.endInput()
+	case OpExit:
+		if c := m.clientOf(fd); c != nil {
+			c.exit = true
+		}
+	case OpResize:
+		e, c := m.resize(body), m.clientOf(fd)
+		switch {
+		case c != nil && c.attached:
+		case e != 0:
+			reply32(fd, ReplyErrno, uint32(e), "")
+		default:
+			send(fd, []byte{ReplyOK})
+		}
+	default:
+		return false
+	}
+	return true
+}
+
+func (m *monitor) sayStatus(fd int) {
+	e := step.Encoder{Buf: []byte{ReplyStatus, m.state}}
+	e.U32(uint32(m.init.pid))
+	e.U32(Protocol)
+	e.U64(m.log.lost)
+	e.U32(uint32(m.oom.kills()))
+	send(fd, e.Buf)
 }
 
 func (m *monitor) giveFDs(fd int) {
@@ -98,12 +133,7 @@ func (m *monitor) hangup(fd int) {
 		m.waiter = None
 	}
 	if fd != m.creator {
-		for i, c := range m.clients {
-			if c == fd {
-				m.clients = append(m.clients[:i], m.clients[i+1:]...)
-				break
-			}
-		}
+		m.forget(fd)
 		return
 	}
 	m.creator = None

@@ -24,6 +24,16 @@ type Config struct {
 	Dir string
 	// LogMax bounds the bytes of log on disk, both files together; 0 means DefaultLogMax.
 	LogMax int64
+	// LogFiles is how many files share LogMax; 0 means two.
+	LogFiles int
+	// OpenStdin gives the container a standard input that Attach writes to. With a
+	// terminal (Spec.Process.Terminal) that is the terminal.
+	OpenStdin bool
+	// Init keeps a process of ours as the container's first, which reaps orphans and
+	// passes signals on to the program.
+	Init bool
+	// Callback is what the monitor starts outside the container, or nil.
+	Callback *Callback
 	// Cgroup is the container's path below every hierarchy, such as "naru-1a2b3c4d/<id>".
 	Cgroup string
 	// Stdin is the standard input; nil is /dev/null.
@@ -85,6 +95,10 @@ type Exit struct {
 	// OOM is true when the kernel killed for memory inside the container and
 	// its end was a SIGKILL.
 	OOM bool `json:"oom"`
+	// OOMKills is how many of the container's processes the kernel killed for memory.
+	OOMKills int `json:"oom_kills,omitempty"`
+	// Lost is how many bytes of output were not logged, as the disk was full.
+	Lost int64 `json:"lost,omitempty"`
 	// Known is false when nobody was left to see the end (the monitor was
 	// killed too); Code is then 255.
 	Known bool `json:"known"`
@@ -101,4 +115,10 @@ type ExecConfig struct {
 	Seccomp *specs.LinuxSeccomp
 	// Stdin, Stdout and Stderr are handed to the process as they are; nil is /dev/null.
 	Stdin, Stdout, Stderr *os.File
+	// Terminal is called with the master of the process's new terminal before it runs,
+	// if Process.Terminal is set; the file is the callee's. Stdin, Stdout and Stderr
+	// are then unused.
+	Terminal func(master *os.File)
+	// Detach returns as soon as the process runs; nobody waits for it.
+	Detach bool
 }

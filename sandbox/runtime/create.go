@@ -97,6 +97,11 @@ func (c *creation) run(ctx context.Context) (*Container, error) {
 	if err := groupFiles(c.launch, c.prog, c.group); err != nil {
 		return nil, err
 	}
+	if r := c.Spec.Linux.Resources; r != nil && r.Memory != nil && r.Memory.Limit != nil {
+		if err := watchOOM(c.launch, c.prog, c.group); err != nil {
+			return nil, err
+		}
+	}
 	c.prog.init(c.Spec, got)
 	c.launch.Flags = flags
 	c.launch.Program = loosen.Apply(ctx, c.prog.steps)
@@ -220,9 +225,13 @@ func (c *creation) descriptors() error {
 	if c.ids.mapped() {
 		l.UIDMap, l.GIDMap = mapText(c.ids.uids), mapText(c.ids.gids)
 	}
-	l.Detached, l.LogMax = c.Detached, uint64(c.LogMax)
+	l.Detached, l.LogMax, l.LogFiles = c.Detached, uint64(c.LogMax), uint32(c.LogFiles)
 	if c.LogMax <= 0 {
 		l.LogMax = DefaultLogMax
+	}
+	l.Terminal = c.Spec.Process.Terminal
+	if err := c.callback(); err != nil {
+		return err
 	}
 	if err := keepFiles(l, c.prog, c.Dir, c.StateDir); err != nil {
 		return err
@@ -271,7 +280,8 @@ func (c *creation) adopt(ctx context.Context, pid int, fds []int, flags uint64) 
 	}
 	got := &Container{
 		stateDir: c.StateDir, dir: c.Dir, pidfd: fds[0], group: c.group, client: c.monitor, copies: c.copies,
-		rec: record{Version: recordVersion, ID: c.ID, Cgroup: c.Cgroup, Namespaces: flags, Mapped: c.ids.mapped(), LogMax: int64(c.launch.LogMax)},
+		rec: record{Version: recordVersion, ID: c.ID, Cgroup: c.Cgroup, Namespaces: flags, Mapped: c.ids.mapped(), LogMax: int64(c.launch.LogMax),
+			LogFiles: c.LogFiles, Terminal: c.Spec.Process.Terminal},
 	}
 	err := c.register(ctx, got, pid)
 	// What the init says comes first: where it gave up, the rest could only fail.

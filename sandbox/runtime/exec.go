@@ -35,6 +35,9 @@ func (c *Container) exec(ctx context.Context, e ExecConfig) (Exit, error) {
 	if e.Process == nil {
 		return Exit{}, errors.New("no process")
 	}
+	if e.Process.Terminal != (e.Terminal != nil) {
+		return Exit{}, errors.New("process.terminal: somebody must take the terminal, and only then")
+	}
 	if err := validateProcess(e.Process, idMap{}); err != nil {
 		return Exit{}, err
 	}
@@ -50,10 +53,10 @@ func (c *Container) exec(ctx context.Context, e ExecConfig) (Exit, error) {
 	if err != nil {
 		return Exit{}, err
 	}
-	if len(ready.fds) != 1 {
-		return Exit{}, errors.New("internal error: helper sent no pidfd")
+	pidfd, err := takeReady(ready, e)
+	if err != nil {
+		return Exit{}, err
 	}
-	pidfd := ready.fds[0]
 	defer unix.Close(pidfd)
 	if err := setLimits(int(ready.value), e.Process); err != nil {
 		return Exit{}, err // closing the socket ends the waiting process
@@ -61,7 +64,29 @@ func (c *Container) exec(ctx context.Context, e ExecConfig) (Exit, error) {
 	if _, err := h.call(ctx, []byte{monitor.OpStart}, monitor.ReplyOK); err != nil {
 		return Exit{}, err
 	}
+	if e.Detach {
+		return Exit{}, nil
+	}
 	return waitExec(ctx, h, pidfd)
+}
+
+// takeReady returns the pidfd of a process that waits at its gate, and hands its
+// terminal to whom it belongs.
+func takeReady(r reply, e ExecConfig) (int, error) {
+	want := 1
+	if e.Process.Terminal {
+		want = 2
+	}
+	if len(r.fds) != want {
+		for _, fd := range r.fds {
+			unix.Close(fd)
+		}
+		return -1, fmt.Errorf("internal error: helper sent %d descriptors, want %d", len(r.fds), want)
+	}
+	if want == 2 {
+		e.Terminal(os.NewFile(uintptr(r.fds[1]), "terminal"))
+	}
+	return r.fds[0], nil
 }
 
 func waitExec(ctx context.Context, h *client, pidfd int) (Exit, error) {
@@ -84,8 +109,12 @@ func (c *Container) launchExec(ctx context.Context, h *client, e ExecConfig) err
 	defer p.close()
 	l := monitor.NewLaunch()
 	l.Name = "naru-exec"
-	var stdio [3]int16
+	l.Terminal = e.Process.Terminal
+	stdio := [3]int16{regSlave, regSlave, regSlave}
 	for i, f := range []*os.File{e.Stdin, e.Stdout, e.Stderr} {
+		if e.Process.Terminal {
+			break
+		}
 		own, err := duplicate(f)
 		if err != nil {
 			return err
@@ -151,6 +180,9 @@ func boundingOf(p *specs.Process) []string {
 func (c *Container) execProgram(p *program, e entry, proc *specs.Process) step.Program {
 	e.namespaces, e.mapped = c.rec.Namespaces, c.rec.Mapped
 	p.enter(e)
+	if proc.Terminal {
+		p.terminal(proc, regInside)
+	}
 	p.readyAndWait()
 	p.process(proc, entrance{stdio: e.stdio, filter: e.filter})
 	return p.steps

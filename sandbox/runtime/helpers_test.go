@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"naru/sandbox/runtime/launch"
@@ -154,4 +155,8 @@ func owner(t testing.TB, path string) (uid, gid uint32) {
 	var st unix.Stat_t
 	must(t, unix.Lstat(path, &st))
 	return st.Uid, st.Gid
+}
+
+func memoryLimit(bytes int64) *specs.LinuxMemory {
+	return &specs.LinuxMemory{Limit: &bytes, Swap: &bytes}
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"naru/sandbox/monitor"
@@ -83,10 +84,10 @@ func (r *logReader) read(ctx context.Context, dir string) error {
 	}
 }
 
-// all reads log.1 and log from their beginning.
+// all reads the files of the log, the oldest first.
 func (r *logReader) all(dir string) error {
-	for _, name := range []string{monitor.FileLogOld, monitor.FileLog} {
-		if err := r.open(dir, name); err != nil {
+	for n := logFiles(dir); n >= 0; n-- {
+		if err := r.open(dir, logName(n)); err != nil {
 			return err
 		}
 		if r.file != nil {
@@ -96,6 +97,23 @@ func (r *logReader) all(dir string) error {
 		}
 	}
 	return nil
+}
+
+// logName is the file that is n rotations old.
+func logName(n int) string {
+	if n == 0 {
+		return monitor.FileLog
+	}
+	return monitor.FileLog + "." + strconv.Itoa(n)
+}
+
+// logFiles is the number of the oldest file of a log; 0 is the present one.
+func logFiles(dir string) int {
+	for n := 0; ; n++ {
+		if _, err := os.Lstat(filepath.Join(dir, logName(n+1))); err != nil {
+			return n
+		}
+	}
 }
 
 func (r *logReader) open(dir, name string) error {
@@ -111,38 +129,55 @@ func (r *logReader) open(dir, name string) error {
 	return err
 }
 
-// more reads on, in a new log when the file was rotated away.
+// more reads on, in the next file when the present one was rotated away.
 func (r *logReader) more(dir string) error {
 	if r.file != nil {
 		if err := r.drain(); err != nil {
 			return err
 		}
 	}
-	now, err := os.Stat(filepath.Join(dir, monitor.FileLog))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // between the two renames of a rotation, or before the first chunk
-	}
-	if err != nil {
+	next, err := r.age(dir)
+	if err != nil || next == 0 {
 		return err
 	}
 	if r.file != nil {
-		have, err := r.file.Stat()
-		if err != nil || os.SameFile(have, now) {
-			return err
-		}
 		if err := r.drain(); err != nil { // what came before the rotation
 			return err
 		}
 	}
-	if err := r.open(dir, monitor.FileLog); err != nil || r.file == nil {
-		return err
+	for n := next - 1; n >= 0; n-- {
+		if err := r.open(dir, logName(n)); err != nil || r.file == nil {
+			return err // between the renames of a rotation, or before the first chunk
+		}
+		if err := r.drain(); err != nil {
+			return err
+		}
 	}
-	return r.drain()
+	return nil
+}
+
+// age is how often the file that is being read was rotated; one more than the oldest
+// where it is gone, or none was open yet.
+func (r *logReader) age(dir string) (int, error) {
+	oldest := logFiles(dir)
+	if r.file == nil {
+		return oldest + 1, nil
+	}
+	have, err := r.file.Stat()
+	if err != nil {
+		return 0, err
+	}
+	for n := range oldest + 1 {
+		if now, err := os.Stat(filepath.Join(dir, logName(n))); err == nil && os.SameFile(have, now) {
+			return n, nil
+		}
+	}
+	return oldest + 1, nil
 }
 
 // drain decodes whole chunks up to the present end of the file.
 func (r *logReader) drain() error {
-	block := make([]byte, monitor.ChunkMax+monitor.HeaderSize)
+	block := make([]byte, 64<<10)
 	for {
 		n, err := r.file.Read(block)
 		r.buf = append(r.buf, block[:n]...)
@@ -150,12 +185,20 @@ func (r *logReader) drain() error {
 			return err
 		}
 		if errors.Is(err, io.EOF) {
-			return nil
+			return r.again()
 		}
 		if err != nil {
 			return err
 		}
 	}
+}
+
+// again goes back to the begin of a chunk that is not whole yet: should the disk be
+// full, its header is still going to be changed.
+func (r *logReader) again() error {
+	_, err := r.file.Seek(-int64(len(r.buf)), io.SeekCurrent)
+	r.buf = nil
+	return err
 }
 
 func (r *logReader) chunks() error {
@@ -178,7 +221,7 @@ func (r *logReader) chunks() error {
 		if at.Before(r.opt.Since) {
 			continue
 		}
-		if err := r.emit(int(stream)-1, at, data); err != nil {
+		if err := r.emit(min(int(stream), monitor.StreamErr)-1, at, data); err != nil {
 			return err
 		}
 	}

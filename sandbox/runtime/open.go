@@ -77,7 +77,11 @@ func (c *Container) newMonitor(lock *os.File, host cgroup.Host) error {
 	if c.State() == Created {
 		return ErrGone // its init saw the gate close and is on its way out
 	}
-	l.Name, l.Started, l.LogMax = "naru:"+c.rec.ID, true, uint64(c.rec.LogMax)
+	l.Name, l.Started, l.LogMax, l.LogFiles = "naru:"+c.rec.ID, true, uint64(c.rec.LogMax), uint32(c.rec.LogFiles)
+	l.Terminal = c.rec.Terminal
+	if err := againCallback(l, p, c.stateDir, host); err != nil {
+		return err
+	}
 	fd, err := unix.FcntlInt(uintptr(c.pidfd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("duplicate pidfd: %w", err)
@@ -87,6 +91,9 @@ func (c *Container) newMonitor(lock *os.File, host cgroup.Host) error {
 		return err
 	}
 	if err := groupFiles(l, p, c.group); err != nil {
+		return err
+	}
+	if err := watchOOM(l, p, c.group); err != nil {
 		return err
 	}
 	if err := os.Remove(filepath.Join(c.stateDir, fileSocket)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -183,7 +190,7 @@ func waitMonitor(ctx context.Context, stateDir string) {
 // removeState removes the state directory with the files that we made in it; the
 // record goes first, so that a half-removed directory is no container.
 func removeState(stateDir string) error {
-	files := []string{fileState, monitor.FileStarted, fileSocket, fileLock}
+	files := []string{fileState, monitor.FileStarted, fileSocket, fileLock, monitor.FileStdin, fileCallback}
 	for _, f := range fifos() {
 		files = append(files, f)
 	}

@@ -112,6 +112,10 @@ func fifos() [2]string { return [2]string{"stdout", "stderr"} }
 
 // stdio makes the standard streams and the pipes of live copies.
 func (c *creation) stdio(got *prepared) error {
+	got.supervise = c.Init
+	if c.Spec.Process.Terminal {
+		return nil // the init makes it
+	}
 	dir, err := c.keep(os.Open(c.StateDir))
 	if err != nil {
 		return err
@@ -133,6 +137,10 @@ func (c *creation) stdio(got *prepared) error {
 		}
 		*ends[i] = os.NewFile(uintptr(fd), name)
 	}
+	if c.OpenStdin {
+		got.stdin, err = c.openStdin(dir)
+		return err
+	}
 	got.stdin, err = duplicate(c.Stdin)
 	return err
 }
@@ -146,11 +154,19 @@ func keepFiles(l *monitor.Launch, p *program, dir, stateDir string) error {
 		}
 		*index = p.index(f)
 	}
+	if l.Terminal {
+		return nil
+	}
+	if err := keepStdin(l, p); err != nil {
+		return err
+	}
 	for i, name := range fifos() {
 		fd, err := unix.Openat(int(p.files[l.State].Fd()), name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 		if err != nil {
 			return fmt.Errorf("open fifo: %w", err)
 		}
+		// Less waiting of the container for its log; a smaller pipe only means a slower one.
+		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, pipeSize)
 		l.Out[i] = p.index(os.NewFile(uintptr(fd), name))
 	}
 	return nil

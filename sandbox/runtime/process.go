@@ -25,7 +25,7 @@ func (p *program) process(proc *specs.Process, e entrance) {
 		p.add(step.Call("connect standard streams", unix.SYS_DUP3, step.R(reg), step.I(fd), step.I(0)))
 	}
 	if proc.Terminal {
-		p.add(step.Call("take the terminal", unix.SYS_IOCTL, step.I(0), step.I(unix.TIOCSCTTY), step.I(0)))
+		p.add(step.Call("make it the controlling terminal", unix.SYS_IOCTL, step.I(0), step.I(unix.TIOCSCTTY), step.I(0)))
 	}
 	// Nothing of ours may be open in the container, CVE-2024-21626.
 	p.add(step.Call("close on exec", unix.SYS_CLOSE_RANGE, step.I(3+kept), step.I(^uint32(0)), step.I(unix.CLOSE_RANGE_CLOEXEC)))

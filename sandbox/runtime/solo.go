@@ -142,7 +142,7 @@ func (s *soloing) accompany(ctx context.Context, pid int) error {
 	if err := setLimits(pid, s.SoloConfig.Spec.Process); err != nil {
 		return err
 	}
-	if err := fetch(s.pidfd, s.SoloConfig.Spec.Process.Terminal, masterFD, s.Console); err != nil {
+	if err := fetch(s.pidfd, s.SoloConfig.Spec.Process.Terminal, monitor.TerminalFD, s.Console); err != nil {
 		return fmt.Errorf("terminal: %w", err)
 	}
 	listener := func(f *os.File) error { return s.Listener(f, pid) }

@@ -81,7 +81,7 @@ func (x *soloExec) run(ctx context.Context) (int, error) {
 	if err := setLimits(pid, x.Process); err != nil {
 		return 0, err // closing the socket ends the waiting process
 	}
-	if err := fetch(pidfd, x.Process.Terminal, masterFD, x.Console); err != nil {
+	if err := fetch(pidfd, x.Process.Terminal, monitor.TerminalFD, x.Console); err != nil {
 		return 0, fmt.Errorf("terminal: %w", err)
 	}
 	listener := func(f *os.File) error { return x.Listener(f, pid) }
@@ -141,7 +141,9 @@ func (x *soloExec) prepare(init Solo) (err error) {
 	}
 	p.add(step.Call("open root", unix.SYS_OPENAT, step.I(unix.AT_FDCWD), step.S("/"), step.I(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)).Into(regRoot))
 	p.root = regRoot
-	p.terminal(x.Process, &x.solo)
+	if x.Process.Terminal {
+		p.terminal(x.Process, p.root)
+	}
 	p.openLabel(&x.solo)
 	p.process(x.Process, entrance{stdio: e.stdio, filter: e.filter, solo: &x.solo})
 	return nil

@@ -1,7 +1,6 @@
 package runtime
 
 import (
-	"encoding/binary"
 	"os"
 	"path"
 	"strings"
@@ -9,6 +8,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"naru/sandbox/monitor"
 	"naru/sandbox/runtime/launch/step"
 )
 
@@ -32,12 +32,10 @@ type solo struct {
 	}
 }
 
-// Descriptors by which the creator finds, with pidfd_getfd(2), what only the init
-// could make. They are above all that it has, and below a usual limit of 1024.
-const (
-	masterFD   = 900
-	listenerFD = 901
-)
+// listenerFD is where the creator finds, with pidfd_getfd(2), the listener of a
+// filter that only the init could load. Like monitor.TerminalFD it is above all that
+// the init has, and below a usual limit of 1024.
+const listenerFD = monitor.TerminalFD + 1
 
 // listens says that the filter has a listener, which is handed over before the
 // start: the filter is then loaded early.
@@ -150,33 +148,6 @@ func moves(regs []int16, r int16) bool {
 		}
 	}
 	return false
-}
-
-// terminal opens a pseudo terminal of the container's own devpts, the slave from
-// the master and not by a name (CVE-2025-52565), and leaves the master where the
-// creator fetches it.
-func (p *program) terminal(proc *specs.Process, s *solo) {
-	if s == nil || !proc.Terminal {
-		return
-	}
-	const name = "open terminal"
-	how := openHow(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_SYMLINKS)
-	p.add(step.Call(name, unix.SYS_OPENAT2, step.R(p.root), step.S("dev/pts/ptmx"), how, step.I(24)).Into(regMaster),
-		step.Call(name, unix.SYS_IOCTL, step.R(regMaster), step.I(unix.TIOCSPTLCK), step.B(make([]byte, 4))),
-		step.Call(name, unix.SYS_IOCTL, step.R(regMaster), step.I(unix.TIOCGPTPEER), step.I(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)).Into(regSlave),
-		step.Call(name, unix.SYS_FCHOWN, step.R(regSlave), step.I(proc.User.UID), step.I(^uint32(0))))
-	if size := proc.ConsoleSize; size != nil && (size.Height > 0 || size.Width > 0) {
-		b := binary.NativeEndian.AppendUint16(nil, uint16(size.Height))
-		b = append(binary.NativeEndian.AppendUint16(b, uint16(size.Width)), 0, 0, 0, 0)
-		p.add(step.Call("set terminal size", unix.SYS_IOCTL, step.R(regSlave), step.I(unix.TIOCSWINSZ), step.B(b)))
-	}
-	if s.gate != nil { // an init: the terminal is the console
-		p.target("/dev/console", false, unix.RESOLVE_NO_SYMLINKS)
-		p.add(cloneMount("mount console", regSlave, 0).Into(regSource), moveMount("mount console", regSource, regTarget))
-		p.add(closeReg(regSource, regTarget)...)
-	}
-	p.add(step.Call("keep terminal", unix.SYS_DUP3, step.R(regMaster), step.I(masterFD), step.I(unix.O_CLOEXEC)))
-	p.add(closeReg(regMaster)...)
 }
 
 // sealDev makes a read-only /dev read-only, when nothing is to be made in it any more.

@@ -28,6 +28,8 @@ type record struct {
 	Namespaces uint64 `json:"namespaces"` // CLONE_NEW* flags of its own ones
 	Mapped     bool   `json:"mapped"`     // a user namespace is among them
 	LogMax     int64  `json:"log_max"`
+	LogFiles   int    `json:"log_files,omitempty"`
+	Terminal   bool   `json:"terminal,omitempty"`
 }
 
 // Identity tells one process from every other that ever had or will have its pid.
@@ -138,6 +140,9 @@ type exitRecord struct {
 	OOM   bool  `json:"oom"`
 	Known bool  `json:"known"`
 	Nanos int64 `json:"nanos"`
+
+	OOMKills int   `json:"oom_kills,omitempty"`
+	Lost     int64 `json:"lost,omitempty"`
 }
 
 // loadExit reads exit.json; ok is false when there is none yet.
@@ -153,11 +158,11 @@ func loadExit(dir string) (e Exit, ok bool, err error) {
 	if err != nil {
 		return e, false, fmt.Errorf("read exit record: %w", err)
 	}
-	return Exit{Code: r.Code, OOM: r.OOM, Known: r.Known, At: time.Unix(0, r.Nanos)}, true, nil
+	return Exit{Code: r.Code, OOM: r.OOM, Known: r.Known, At: time.Unix(0, r.Nanos), OOMKills: r.OOMKills, Lost: r.Lost}, true, nil
 }
 
 func saveExit(dir string, e Exit) error {
-	b, err := json.Marshal(exitRecord{e.Code, e.OOM, e.Known, e.At.UnixNano()})
+	b, err := json.Marshal(exitRecord{e.Code, e.OOM, e.Known, e.At.UnixNano(), e.OOMKills, e.Lost})
 	if err != nil {
 		return err
 	}

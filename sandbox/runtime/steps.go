@@ -25,6 +25,8 @@ type prepared struct {
 	cgroup []namedDir // what a mount of type cgroup shows where v1 is in use
 	filter []byte
 	solo   *solo // nil for a container with a monitor
+
+	supervise bool // an init of ours stays pid 1
 }
 
 // init is the containment of a container, in order, on one screen.
@@ -61,7 +63,10 @@ func (p *program) init(spec *specs.Spec, got prepared) {
 	p.pivot(spec)
 	p.names(spec)
 	p.findProgram(spec.Process, got.solo)
-	p.terminal(spec.Process, got.solo)
+	if spec.Process.Terminal {
+		p.terminal(spec.Process, p.root)
+		p.console()
+	}
 	p.sealDev(spec, got.solo)
 	p.machine(spec.Linux)
 	p.openLabel(got.solo)
@@ -71,6 +76,9 @@ func (p *program) init(spec *specs.Spec, got prepared) {
 	p.rootPropagation(spec, got.solo)
 	if got.solo == nil {
 		p.readyAndWait()
+	}
+	if got.supervise {
+		p.supervise()
 	}
 	p.process(spec.Process, entrance{stdio: stdio, filter: got.filter, solo: got.solo})
 }

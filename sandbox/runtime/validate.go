@@ -21,8 +21,8 @@ func validate(c Config) error {
 	if !hasNamespace(c.Spec, specs.MountNamespace) {
 		return errors.New("a container needs a mount namespace of its own")
 	}
-	if c.Spec.Process.Terminal {
-		return errors.New("process.terminal: a container's output is a log; use Exec for a terminal")
+	if c.Spec.Process.Terminal && (c.Stdin != nil || c.Stdout != nil || c.Stderr != nil) {
+		return errors.New("process.terminal: a container with a terminal has no other standard streams; use Attach")
 	}
 	if err := unsupported(c.Spec); err != nil {
 		return err

@@ -1,0 +1,164 @@
+package monitor
+
+import (
+	"syscall"
+
+	"naru/sandbox/runtime/launch/step"
+)
+
+// Callback is a program outside the container that the monitor starts: when the
+// container has ended, and at intervals while it runs (health checks). That is how
+// a container is restarted, removed and probed without a daemon. Times are in
+// milliseconds; 0 means never.
+type Callback struct {
+	Program   step.Program // ends in execve; empty: none
+	Ended     bool         // run it after the end
+	Delay     uint64       // wait before that
+	DelayMin  uint64       // instead, if the container ran at least Settled
+	Settled   uint64
+	First     uint64 // from the start to the first run
+	Every     uint64 // from the end of one run to the next
+	EverySoon uint64 // instead, after exit code CallbackSoon
+	code      step.Code
+}
+
+// CallbackSoon is the exit code of a callback that wants to be run again after EverySoon.
+const CallbackSoon = 10
+
+// callbackTries bounds how often a callback after the end is repeated that was killed.
+const callbackTries = 10
+
+func (c *Callback) times() []*uint64 {
+	return []*uint64{&c.Delay, &c.DelayMin, &c.Settled, &c.First, &c.Every, &c.EverySoon}
+}
+
+func (c *Callback) encode(e *step.Encoder) {
+	e.U32(flag(c.Ended))
+	for _, t := range c.times() {
+		e.U64(*t)
+	}
+	var program step.Encoder
+	if len(c.Program) > 0 {
+		c.Program.Encode(&program)
+	}
+	e.Bytes(program.Buf)
+}
+
+func (c *Callback) decode(d *step.Decoder) {
+	c.Ended = d.U32() != 0
+	for _, t := range c.times() {
+		*t = d.U64()
+	}
+	c.code = append(step.Code(nil), d.Bytes()...) // it is needed when the record is long unmapped
+}
+
+// caller runs a Callback.
+type caller struct {
+	Callback
+	runner  *step.Runner // compiled once: nothing may be allocated each time
+	events  int          // cgroup
+	pid     int          // of the one that runs
+	pidfd   int
+	at      int64 // when to run it next, monotonic milliseconds; 0: not
+	started int64 // when the container was started
+}
+
+func newCaller(l *Launch, fds []int) caller {
+	c := caller{Callback: l.Callback, events: fdOf(fds, l.Events), pidfd: None}
+	if len(c.code) == 0 {
+		return c
+	}
+	if r, ok := step.Compile(c.code, fds); ok {
+		c.runner = r
+	}
+	return c
+}
+
+// begin is the start of the container, or its adoption.
+func (c *caller) begin() {
+	c.started = monotonic()
+	if c.runner != nil && c.First > 0 {
+		c.at = c.started + int64(c.First)
+	}
+}
+
+// run starts the callback. In its own cgroup it outlives the monitor's, which
+// the callback itself may remove.
+func (c *caller) run() {
+	c.at = 0
+	pid, pidfd, errno := step.Clone(0, c.events, c.runner)
+	if errno != 0 && c.events >= 0 { // somebody has removed the cgroup
+		pid, pidfd, errno = step.Clone(0, None, c.runner)
+	}
+	if errno != 0 {
+		c.at = monotonic() + int64(c.Every)
+		return
+	}
+	c.pid, c.pidfd = pid, pidfd
+}
+
+// reap plans the next run of a periodic callback.
+func (c *caller) reap() {
+	var ws syscall.WaitStatus
+	pid, err := syscall.Wait4(c.pid, &ws, syscall.WNOHANG, nil)
+	if err == nil && pid != c.pid {
+		return
+	}
+	syscall.Close(c.pidfd)
+	c.pidfd = None
+	pause := c.Every
+	if ws.Exited() && ws.ExitStatus() == CallbackSoon && c.EverySoon > 0 {
+		pause = c.EverySoon
+	}
+	if pause > 0 {
+		c.at = monotonic() + int64(pause)
+	}
+}
+
+// after runs the callback that follows the end of the container. The monitor owns
+// nothing of the container any more and leaves its cgroup, so that a next start
+// finds both free; it stays only to start the callback again if that is killed.
+func (c *caller) after() {
+	if c.runner == nil || !c.Ended {
+		return
+	}
+	if c.events >= 0 {
+		if fd, err := openAt(c.events, "cgroup.procs", syscall.O_WRONLY, 0); err == nil {
+			writeAll(fd, "0")
+			syscall.Close(fd)
+		}
+	}
+	delay := c.Delay
+	if monotonic()-c.started >= int64(c.Settled) {
+		delay = c.DelayMin
+	}
+	sleep(int64(delay))
+	for range callbackTries {
+		c.run()
+		var ws syscall.WaitStatus
+		for c.pidfd >= 0 {
+			pid, err := syscall.Wait4(c.pid, &ws, 0, nil)
+			if pid == c.pid || err == syscall.ECHILD {
+				break
+			}
+		}
+		if c.pidfd >= 0 && ws.Exited() {
+			return
+		}
+		sleep(1000)
+	}
+}
+
+func sleep(ms int64) {
+	for end := monotonic() + ms; ms > 0; ms = end - monotonic() {
+		poll(nil, ms)
+	}
+}
+
+// monotonic is milliseconds of CLOCK_MONOTONIC, clock_gettime(2).
+func monotonic() int64 {
+	const clockMonotonic = 1
+	var t syscall.Timespec
+	syscall.Syscall(syscall.SYS_CLOCK_GETTIME, clockMonotonic, ptr(&t), 0)
+	return t.Nano() / 1e6
+}
