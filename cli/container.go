@@ -29,6 +29,7 @@ func containerCommands(env *Env) []*cobra.Command {
 		copyCommand(env), diffCommand(env), exportCommand(env), commitCommand(env), renameCommand(env), updateCommand(env),
 		topCommand(env), statsCommand(env), eventsCommand(env), containerCommand(env),
 		imageCommand(env), buildCommand(env), networkCommand(env), volumeCommand(env), systemCommand(env),
+		attachCommand(env), restartCommand(env), pauseCommand(env), unpauseCommand(env), calledCommand(env),
 		doctorCommand(env), ociCommand(env),
 	)
 }
@@ -38,7 +39,11 @@ func openEngine(env *Env) (*sandbox.Engine, error) {
 	if err := needRoot(); err != nil {
 		return nil, err
 	}
-	e, err := sandbox.Open(sandbox.Options{Root: env.Root, Run: env.Run})
+	callback, err := callbackCommand(env)
+	if err != nil {
+		return nil, err
+	}
+	e, err := sandbox.Open(sandbox.Options{Root: env.Root, Run: env.Run, Callback: callback})
 	if err != nil {
 		return nil, err
 	}

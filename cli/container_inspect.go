@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"naru/sandbox"
+	"naru/sandbox/image"
 )
 
 func inspectCommand(env *Env) *cobra.Command {
@@ -122,6 +123,7 @@ type inspected struct {
 	Mounts            []inspectedMount
 	Config            inspectedConfig
 	NetworkSettings   inspectedNetwork
+	RestartCount      int
 	Warnings          []string
 }
 
@@ -131,6 +133,11 @@ type inspectedState struct {
 	Pid, ExitCode              int
 	ExitKnown                  bool
 	StartedAt, FinishedAt      string
+	Restarting                 bool
+	Error                      string
+	Health                     *inspectedHealth `json:",omitempty"`
+	OOMKills                   int
+	LogLost                    int64
 }
 
 type inspectedMount struct {
@@ -144,6 +151,8 @@ type inspectedConfig struct {
 	Env, Cmd, Entrypoint                                      []string
 	Labels                                                    map[string]string
 	StopTimeout                                               int
+	Tty, OpenStdin                                            bool
+	Healthcheck                                               *image.Healthcheck `json:",omitempty"`
 }
 
 func inspectContainer(e *sandbox.Engine, c sandbox.Container) inspected {
@@ -152,6 +161,8 @@ func inspectContainer(e *sandbox.Engine, c sandbox.Container) inspected {
 		Status: c.State, Running: c.State == "running" || c.State == "paused", Paused: c.State == "paused", OOMKilled: c.OOM,
 		Pid: c.Pid, ExitCode: c.ExitCode, ExitKnown: c.ExitKnown, StartedAt: stamp(c.Started), FinishedAt: stamp(c.Finished),
 	}
+	state.Restarting, state.Error, state.Health = c.State == sandbox.StateRestarting, c.RestartError, inspectHealth(c.Health)
+	state.OOMKills, state.LogLost = c.OOMKills, c.LogLost
 	if state.Status == "stopped" {
 		state.Status = "exited"
 	}
@@ -162,8 +173,10 @@ func inspectContainer(e *sandbox.Engine, c sandbox.Container) inspected {
 		Config: inspectedConfig{
 			Hostname: c.Config.Hostname, Domainname: c.Config.Domainname, User: c.Config.User, WorkingDir: c.Config.Workdir, Image: c.Image, StopSignal: c.Config.StopSignal,
 			Env: c.Config.Env, Cmd: c.Config.Args, Entrypoint: c.Config.Entrypoint, Labels: c.Labels, StopTimeout: int(c.Config.StopGrace.Seconds()),
+			Tty: c.Config.Terminal, OpenStdin: c.Config.Stdin, Healthcheck: c.Config.Health,
 		},
 		NetworkSettings: inspectNetwork(c),
+		RestartCount:    c.Restarts,
 		Warnings:        c.Warnings,
 	}
 }

@@ -22,6 +22,8 @@ type inspectedHost struct {
 	Devices                                                          []inspectedDevice
 	Ulimits                                                          []inspectedUlimit
 	Sysctls, Tmpfs, Annotations                                      map[string]string
+	Init                                                             bool
+	RestartPolicy                                                    inspectedRestart
 }
 
 type inspectedDevice struct{ PathOnHost, PathInContainer, CgroupPermissions string }
@@ -41,6 +43,7 @@ func inspectHost(c sandbox.ContainerConfig) inspectedHost {
 		CpuShares: r.CPUShares, CpuPeriod: r.CPUPeriod, CpusetCpus: r.CpusetCPUs, CpusetMems: r.CpusetMems, BlkioWeight: r.BlkioWeight,
 		ReadonlyRootfs: c.ReadOnly, AutoRemove: c.Remove, CapAdd: s.CapAdd, CapDrop: s.CapDrop, SecurityOpt: securityOptions(s), GroupAdd: c.GroupAdd,
 		Sysctls: s.Sysctls, Tmpfs: map[string]string{}, Annotations: c.Annotations,
+		Init: c.Init, RestartPolicy: inspectRestart(c.Restart),
 	}
 	if r.OOMScoreAdj != nil {
 		h.OomScoreAdj = *r.OOMScoreAdj

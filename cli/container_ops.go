@@ -12,17 +12,6 @@ import (
 	"naru/sandbox"
 )
 
-func startCommand(env *Env) *cobra.Command {
-	return &cobra.Command{
-		Use:   "start CONTAINER...",
-		Short: "Start stopped containers",
-		Args:  cobra.MinimumNArgs(1),
-		RunE: withEngine(env, func(ctx context.Context, e *sandbox.Engine, args []string) error {
-			return forEach(env, args, func(ref string) error { return e.Start(ctx, ref) })
-		}),
-	}
-}
-
 func stopCommand(env *Env) *cobra.Command {
 	seconds := 0
 	c := &cobra.Command{
@@ -87,14 +76,14 @@ func waitCommand(env *Env) *cobra.Command {
 		Short: "Wait until containers have ended, and print their exit codes",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: withEngine(env, func(ctx context.Context, e *sandbox.Engine, args []string) error {
+			errs := []error{}
 			for _, ref := range args {
 				exit, err := e.Wait(ctx, ref)
-				if err != nil {
-					return err
+				if errs = append(errs, err); err == nil {
+					fmt.Fprintln(env.Stdout, exit.Code)
 				}
-				fmt.Fprintln(env.Stdout, exit.Code)
 			}
-			return nil
+			return errors.Join(errs...)
 		}),
 	}
 }
@@ -104,6 +93,8 @@ type execFlags struct {
 	env           []string
 	user, workdir string
 	stdin, tty    bool
+	detach        bool
+	detachKeys    string
 }
 
 func execCommand(env *Env) *cobra.Command {
@@ -121,27 +112,27 @@ func execCommand(env *Env) *cobra.Command {
 	c.Flags().StringVarP(&f.user, "user", "u", "", "user[:group], names or numbers")
 	c.Flags().StringVarP(&f.workdir, "workdir", "w", "", "working directory inside")
 	c.Flags().BoolVarP(&f.stdin, "interactive", "i", false, "pass standard input on")
-	c.Flags().BoolVarP(&f.tty, "tty", "t", false, "allocate a terminal (not supported yet)")
+	c.Flags().BoolVarP(&f.tty, "tty", "t", false, "give it a terminal")
+	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "do not wait for its end")
+	c.Flags().StringVar(&f.detachKeys, "detach-keys", defaultDetachKeys, "keys that leave the terminal")
 	return c
 }
 
 func execIn(ctx context.Context, env *Env, e *sandbox.Engine, f execFlags, args []string) error {
-	if f.tty {
-		return engineError(errors.New("--tty is not supported yet"))
-	}
 	vars, err := readEnv(nil, f.env)
 	if err != nil {
 		return engineError(err)
 	}
-	streams, err := openStreams(env, f.stdin)
-	if err != nil {
-		return engineError(err)
+	o := sandbox.ExecOptions{Args: args[1:], Env: vars, User: f.user, Workdir: f.workdir, Detach: f.detach}
+	code, err := 0, error(nil)
+	switch {
+	case f.detach:
+		_, err = e.Exec(ctx, args[0], o)
+	case f.tty:
+		code, err = execTerminal(ctx, env, e, args[0], f, o)
+	default:
+		code, err = execPipes(ctx, env, e, args[0], f, o)
 	}
-	defer streams.drain()
-	code, err := e.Exec(ctx, args[0], sandbox.ExecOptions{
-		Args: args[1:], Env: vars, User: f.user, Workdir: f.workdir,
-		Stdin: streams.stdin, Stdout: streams.stdout, Stderr: streams.stderr,
-	})
 	if errors.Is(err, sandbox.ErrNotFound) || errors.Is(err, sandbox.ErrNotRunning) {
 		return err // exit code 1, as Docker has it
 	}

@@ -178,7 +178,9 @@ func newPsRow(c sandbox.Container, noTrunc bool) psRow {
 func status(c sandbox.Container) string {
 	switch c.State {
 	case "running":
-		return "Up " + ago(time.Since(c.Started))
+		return "Up " + ago(time.Since(c.Started)) + healthText(c)
+	case sandbox.StateRestarting:
+		return "Restarting (" + strconv.Itoa(c.ExitCode) + ") " + ago(time.Since(c.Finished)) + " ago"
 	case "paused":
 		return "Up " + ago(time.Since(c.Started)) + " (Paused)"
 	case "created":

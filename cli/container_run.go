@@ -23,8 +23,7 @@ import (
 type runFlags struct {
 	config      sandbox.ContainerConfig
 	detach      bool
-	stdin       bool
-	tty         bool
+	life        lifeFlags
 	network     networkFlags
 	env         []string
 	envFiles    []string
@@ -81,8 +80,7 @@ func (f *runFlags) define(c *cobra.Command) {
 	flags.BoolVar(&f.config.ReadOnly, "read-only", false, "mount the root file system read-only")
 	flags.StringVar(&f.entrypoint, "entrypoint", "", "replace the image's entrypoint")
 	flags.StringArrayVarP(&f.labels, "label", "l", nil, "label KEY=value")
-	flags.BoolVarP(&f.stdin, "interactive", "i", false, "pass standard input on")
-	flags.BoolVarP(&f.tty, "tty", "t", false, "allocate a terminal (not supported yet)")
+	f.life.define(flags)
 	flags.StringVar(&f.config.StopSignal, "stop-signal", "", "signal that asks the container to end")
 	flags.IntVar(&f.stopTimeout, "stop-timeout", 0, "seconds between the stop signal and the kill")
 	flags.StringVar(&f.config.UserNS, "userns", "", "auto, or host for no user namespace")
@@ -94,14 +92,12 @@ func (f *runFlags) define(c *cobra.Command) {
 
 // complete turns the flags into the configuration.
 func (f *runFlags) complete(c *cobra.Command) (err error) {
-	if f.tty {
-		return errors.New("--tty is not supported yet")
-	}
 	if err := f.network.complete(&f.config); err != nil {
 		return err
 	}
-	if f.detach && f.stdin {
-		return errors.New("--interactive and --detach exclude each other")
+	f.config.Detached = f.detach
+	if err := f.life.complete(c, &f.config); err != nil {
+		return err
 	}
 	if f.config.Memory, err = parseSize(f.memory); err != nil {
 		return err
@@ -208,6 +204,9 @@ func runContainer(ctx context.Context, env *Env, f *runFlags) error {
 	if f.detach {
 		return runDetached(ctx, env, e, f)
 	}
+	if f.config.Terminal || f.config.Stdin {
+		return runInteractive(ctx, env, e, f)
+	}
 	return runForeground(ctx, env, e, f)
 }
 
@@ -276,7 +275,7 @@ func start(ctx context.Context, e *sandbox.Engine, c sandbox.Container) error {
 // runForeground runs the container with its output here, passes signals on,
 // and ends with its exit code.
 func runForeground(ctx context.Context, env *Env, e *sandbox.Engine, f *runFlags) error {
-	streams, err := openStreams(env, f.stdin)
+	streams, err := openStreams(env, false)
 	if err != nil {
 		return engineError(err)
 	}

@@ -126,7 +126,7 @@ func TestRunGivesOutputAndExitCode(t *testing.T) {
 		{126, []string{"busybox", "/bin"}},
 		{125, []string{"--no-such-flag", "busybox"}},
 		{125, []string{"--pull", "never", "nothing"}},
-		{125, []string{"-t", "busybox"}},
+		{125, []string{"-it", "busybox"}},
 		{125, []string{"-v", "x", "busybox"}},
 	} {
 		args := append([]string{"run", "--rm", "--network", "none"}, test.args...)

@@ -52,7 +52,8 @@ type ContainerConfig struct {
 	StopGrace  time.Duration     `json:"stop_grace,omitempty"`  // default 10 s
 	UserNS     string            `json:"userns"`                // "auto" (default) or "host"
 	Remove     bool              `json:"remove,omitempty"`      // remove it when it has ended
-	Net        Networking        `json:"net,omitzero"`          // ports, names and addresses
+	Living
+	Net Networking `json:"net,omitzero"` // ports, names and addresses
 
 	Domainname  string            `json:"domainname,omitempty"`  // NIS domain name, uname(2)
 	Annotations map[string]string `json:"annotations,omitempty"` // of the OCI spec; the engine gives them no meaning
@@ -102,20 +103,26 @@ type Container struct {
 	Image    string   `json:"image"` // as it was asked for
 	ImageID  string   `json:"image_id"`
 	Command  []string `json:"command"`
-	State    string   `json:"state"` // created, running, paused or stopped
+	State    string   `json:"state"` // created, running, paused, restarting or stopped
 	Pid      int      `json:"pid,omitempty"`
 	ExitCode int      `json:"exit_code"`
 	// ExitKnown is false while it runs, and after an end that nobody saw (a
 	// power cut): ExitCode is -1 then.
-	ExitKnown bool                 `json:"exit_known"`
-	OOM       bool                 `json:"oom,omitempty"`
-	Address   netip.Addr           `json:"address,omitzero"`
-	Networks  []network.Attachment `json:"networks,omitempty"` // while it runs; Address is of the first
-	Ports     []network.Port       `json:"ports,omitempty"`    // published on the host now
-	Labels    map[string]string    `json:"labels"`
-	Created   time.Time            `json:"created"`
-	Started   time.Time            `json:"started,omitzero"`
-	Finished  time.Time            `json:"finished,omitzero"`
+	ExitKnown bool  `json:"exit_known"`
+	OOM       bool  `json:"oom,omitempty"`
+	OOMKills  int   `json:"oom_kills,omitempty"` // processes that the kernel killed for memory
+	LogLost   int64 `json:"log_lost,omitempty"`  // bytes of output that a full disk kept from the log
+	Restarts  int   `json:"restarts,omitempty"`  // by its policy, since a person started it
+	// RestartError is why the last restart failed; none follows.
+	RestartError string               `json:"restart_error,omitempty"`
+	Health       *Health              `json:"health,omitempty"`
+	Address      netip.Addr           `json:"address,omitzero"`
+	Networks     []network.Attachment `json:"networks,omitempty"` // while it runs; Address is of the first
+	Ports        []network.Port       `json:"ports,omitempty"`    // published on the host now
+	Labels       map[string]string    `json:"labels"`
+	Created      time.Time            `json:"created"`
+	Started      time.Time            `json:"started,omitzero"`
+	Finished     time.Time            `json:"finished,omitzero"`
 	// Warnings name isolation that was asked for and that the kernel lacks.
 	Warnings []string        `json:"warnings,omitempty"`
 	Config   ContainerConfig `json:"config"`
@@ -150,7 +157,8 @@ func (c *ContainerConfig) complete() error {
 	if c.StopGrace == 0 {
 		c.StopGrace = 10 * time.Second
 	}
-	return errors.Join(c.checkNames(), c.checkLimits(), c.Resources.check(c), c.Security.check(), c.Namespaces.check(c), c.checkMounts(), c.Net.check(c))
+	return errors.Join(c.checkNames(), c.checkLimits(), c.Resources.check(c), c.Security.check(), c.Namespaces.check(c),
+		c.checkMounts(), c.Net.check(c), c.checkLiving())
 }
 
 func (c *ContainerConfig) checkNames() error {

@@ -183,6 +183,7 @@ func (e *Engine) plan(id string, c ContainerConfig) (*record, error) {
 	}
 	r.Config, r.Signal, r.Command = c, int(sig), r.Process.Args
 	r.Block, r.Warnings = e.userNamespace(c)
+	r.enliven(img.Config.Config)
 	return r, nil
 }
 
@@ -361,7 +362,7 @@ func (e *Engine) prepare(ctx context.Context, r *record, stdio Stdio, root runti
 	if err != nil {
 		return nil, err
 	}
-	rt, err := runtime.Create(ctx, runtime.Config{
+	config := runtime.Config{
 		ID: r.ID, Spec: spec, Root: root, StateDir: e.stateDir(r.ID), Dir: e.dir(r.ID), Cgroup: e.cgroup(r.ID),
 		Stdin: stdio.Stdin, Stdout: stdio.Stdout, Stderr: stdio.Stderr, Monitor: m,
 		Plug: func(ctx context.Context, pid int) error {
@@ -372,7 +373,14 @@ func (e *Engine) prepare(ctx context.Context, r *record, stdio Stdio, root runti
 			e.step("attached")
 			return nil
 		},
-	})
+	}
+	if err := e.liveConfig(r, &config); err != nil {
+		if m != nil {
+			err = errors.Join(err, m.Close(context.WithoutCancel(ctx)))
+		}
+		return nil, err
+	}
+	rt, err := runtime.Create(ctx, config)
 	if err == nil {
 		e.step("created")
 	}

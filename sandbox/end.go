@@ -36,6 +36,9 @@ func (e *Engine) Stop(ctx context.Context, ref string, grace time.Duration) erro
 	if grace == 0 {
 		grace = r.Config.StopGrace
 	}
+	if err := e.markStopped(ctx, r); err != nil {
+		return fmt.Errorf("stop container %s: %w", short(id), err)
+	}
 	if p := e.takePending(id); p != nil { // it will never be started
 		err := p.rt.Close()
 		p.lock.Unlock()
@@ -57,8 +60,11 @@ func (e *Engine) stop(ctx context.Context, r *record, grace time.Duration) error
 		return err
 	}
 	defer rt.Close() // the container needs no descriptor of ours
-	if rt.State() == runtime.Running && grace > 0 {
+	if state := rt.State(); (state == runtime.Running || state == runtime.Paused) && grace > 0 {
 		err := rt.Signal(unix.Signal(r.Signal))
+		if err == nil && state == runtime.Paused {
+			err = rt.Resume(ctx) // to take the signal
+		}
 		if err != nil && !errors.Is(err, runtime.ErrNotRunning) {
 			return err
 		}
@@ -92,6 +98,11 @@ func (e *Engine) Kill(ctx context.Context, ref string, sig unix.Signal) error {
 	}
 	defer rt.Close() // the container needs no descriptor of ours
 	e.emit(r, "kill", "signal", strconv.Itoa(int(sig)))
+	if r.stopsForGood(sig) {
+		if err := e.markStopped(ctx, r); err != nil {
+			return err
+		}
+	}
 	if sig != unix.SIGKILL {
 		return rt.Signal(sig)
 	}
@@ -405,6 +416,7 @@ func (e *Engine) delete(ctx context.Context, r *record) error {
 	if err := e.dropVolumes(gone); err != nil {
 		return err
 	}
+	e.removeEvents()
 	if err := volume.Discard(gone); err != nil {
 		return err
 	}

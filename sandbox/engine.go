@@ -66,12 +66,18 @@ var (
 type Options struct {
 	Root string // on disk, survives a boot
 	Run  string // on tmpfs, at most 60 bytes so that socket paths fit (unix(7): 108)
+	// Callback is a command on the host, by its absolute path, that calls Called with
+	// the id that is appended to it. Monitors run it, so that containers are restarted,
+	// removed and checked while nobody is there; without it restart policies and
+	// health checks are refused.
+	Callback []string
 }
 
 // Engine is the containers, images, volumes and networks of one Root. It may be
 // used from several goroutines, and several processes may open the same Root.
 type Engine struct {
 	root, run string
+	callback  []string
 	hash      string // of root: tells two engines' kernel objects apart
 	boot      string // id of this boot (random(4)): what ran in another one has ended
 	images    *image.Store
@@ -107,7 +113,7 @@ func Open(o Options) (*Engine, error) {
 	}
 	sum := sha256.Sum256([]byte(root))
 	e := &Engine{
-		root: root, run: run, hash: hex.EncodeToString(sum[:4]), boot: strings.TrimSpace(string(boot)),
+		root: root, run: run, callback: o.Callback, hash: hex.EncodeToString(sum[:4]), boot: strings.TrimSpace(string(boot)),
 		pending: map[string]*pending{}, live: map[string]*runtime.Container{}, step: func(string) {},
 	}
 	e.userNS = sync.OnceValue(e.probeUserNS)

@@ -22,6 +22,11 @@ type ExecOptions struct {
 	User                  string   // default: the container's
 	Workdir               string   // default: the container's
 	Stdin, Stdout, Stderr *os.File // nil: /dev/null
+	// Terminal takes the master of a terminal for the command, before it runs; nil:
+	// it gets none. Stdin, Stdout and Stderr are unused then.
+	Terminal      func(master *os.File)
+	Rows, Columns uint16 // of the terminal
+	Detach        bool   // return as soon as the command runs
 }
 
 // Exec runs a command inside the container and returns its exit code. A
@@ -39,16 +44,26 @@ func (e *Engine) Exec(ctx context.Context, ref string, o ExecOptions) (code int,
 	if err != nil {
 		return 0, err
 	}
-	if rt == nil || rt.State() != runtime.Running {
+	if rt == nil {
 		return 0, fmt.Errorf("%w: %s", ErrNotRunning, r.Name)
 	}
 	defer rt.Close() // the container needs no descriptor of ours
+	switch rt.State() {
+	case runtime.Running:
+	case runtime.Paused:
+		return 0, fmt.Errorf("%w: %s is paused, unpause it first", ErrNotRunning, r.Name)
+	default:
+		return 0, fmt.Errorf("%w: %s", ErrNotRunning, r.Name)
+	}
 	process, err := execProcess(r, rt.Pid(), o)
 	if err != nil {
 		return 0, fmt.Errorf("exec in container %s: %w", short(id), err)
 	}
 	e.emit(r, "exec_start", "execCommand", strings.Join(o.Args, " "))
-	exit, err := rt.Exec(ctx, runtime.ExecConfig{Process: process, Seccomp: r.Config.Security.Seccomp, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr})
+	exit, err := rt.Exec(ctx, runtime.ExecConfig{
+		Process: process, Seccomp: r.Config.Security.Seccomp, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr,
+		Terminal: o.Terminal, Detach: o.Detach,
+	})
 	if refused := new(runtime.StartError); errors.As(err, &refused) {
 		return refused.Code(), err
 	}
@@ -63,6 +78,10 @@ func execProcess(r *record, pid int, o ExecOptions) (*specs.Process, error) {
 	}
 	p := *r.Process
 	p.Args, p.Env = o.Args, environment(r.Process.Env, o.Env)
+	if p.Terminal, p.ConsoleSize = o.Terminal != nil, nil; p.Terminal {
+		p.Env = environment([]string{"TERM=xterm"}, p.Env)
+		p.ConsoleSize = &specs.Box{Height: uint(o.Rows), Width: uint(o.Columns)}
+	}
 	if o.Workdir != "" {
 		if !path.IsAbs(o.Workdir) {
 			return nil, fmt.Errorf("working directory %q is not absolute", o.Workdir)

@@ -23,7 +23,8 @@ func (e *Engine) Get(_ context.Context, ref string) (Container, error) {
 	if err != nil {
 		return Container{}, err
 	}
-	return e.view(r)
+	c, err := e.view(r)
+	return e.viewLife(c, r, err)
 }
 
 // List returns the containers that run, or all of them, that have all of the
@@ -39,10 +40,10 @@ func (e *Engine) List(_ context.Context, all bool, labels map[string]string) ([]
 			continue
 		}
 		c, err := e.view(r)
-		if err != nil {
+		if c, err = e.viewLife(c, r, err); err != nil {
 			return nil, err
 		}
-		if all || c.State == string(runtime.Running) || c.State == string(runtime.Paused) {
+		if all || c.State == StateRestarting || c.State == string(runtime.Running) || c.State == string(runtime.Paused) {
 			list = append(list, c)
 		}
 	}
@@ -137,6 +138,7 @@ func (e *Engine) viewProcess(c *Container, rt *runtime.Container) error {
 func (c *Container) setExit(exit runtime.Exit) {
 	c.State = string(runtime.Stopped)
 	c.ExitCode, c.ExitKnown, c.OOM, c.Finished = exit.Code, exit.Known, exit.OOM, exit.At
+	c.OOMKills, c.LogLost = exit.OOMKills, exit.Lost
 }
 
 // idle turns the look of a container that nobody has started yet, and that has no

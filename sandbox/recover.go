@@ -69,7 +69,7 @@ func (e *Engine) recoverOne(ctx context.Context, id string) error {
 		}
 		return e.delete(ctx, r) // its creator would hold the lock
 	case runtime.Stopped:
-		return e.recoverStopped(ctx, r, c)
+		return errors.Join(e.recoverStopped(ctx, r, c), e.recoverRestart(ctx, r, l))
 	}
 	return errors.New("internal error: container state " + c.State)
 }

@@ -19,6 +19,6 @@ func (e *Engine) Reset(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, e.sweepDirs(ctx), e.sweepClaims(ctx), e.networks.Teardown(ctx))
+	errs = append(errs, e.endEvents(ctx), e.sweepDirs(ctx), e.sweepClaims(ctx), e.networks.Teardown(ctx))
 	return errors.Join(errs...)
 }

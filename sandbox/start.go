@@ -21,10 +21,26 @@ func (e *Engine) Start(ctx context.Context, ref string) error {
 		return err
 	}
 	p, err := e.takeForStart(ctx, id)
+	if err == nil {
+		err = e.startedByHand(id, p)
+	}
 	if err != nil {
 		return fmt.Errorf("start container %s: %w", short(id), err)
 	}
 	return e.goOn(ctx, id, p)
+}
+
+// startedByHand forgets that the container was stopped by hand.
+func (e *Engine) startedByHand(id string, p *pending) error {
+	r, err := e.load(id)
+	if err == nil {
+		err = e.byHand(r)
+	}
+	if err != nil {
+		err = errors.Join(err, p.rt.Close())
+		p.lock.Unlock()
+	}
+	return err
 }
 
 // goOn starts a pending container and lets go of it: it goes on by itself.
@@ -112,7 +128,7 @@ func (e *Engine) makeAgain(ctx context.Context, id string) (*runtime.Container, 
 	if err := saveRun(e.startedFile(id), starting{c.Started}); err != nil {
 		return nil, err
 	}
-	for _, name := range []string{"exit.json", endedFile} {
+	for _, name := range []string{"exit.json", endedFile, healthFile} {
 		if err := os.Remove(filepath.Join(e.dir(id), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}

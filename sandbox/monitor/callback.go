@@ -19,6 +19,7 @@ type Callback struct {
 	First     uint64 // from the start to the first run
 	Every     uint64 // from the end of one run to the next
 	EverySoon uint64 // instead, after exit code CallbackSoon
+	Group     string // name of its cgroup below the root of the hierarchy, two components
 	code      step.Code
 }
 
@@ -34,6 +35,7 @@ func (c *Callback) times() []*uint64 {
 
 func (c *Callback) encode(e *step.Encoder) {
 	e.U32(flag(c.Ended))
+	e.String(c.Group)
 	for _, t := range c.times() {
 		e.U64(*t)
 	}
@@ -45,7 +47,7 @@ func (c *Callback) encode(e *step.Encoder) {
 }
 
 func (c *Callback) decode(d *step.Decoder) {
-	c.Ended = d.U32() != 0
+	c.Ended, c.Group = d.U32() != 0, d.String()
 	for _, t := range c.times() {
 		*t = d.U64()
 	}
@@ -56,7 +58,7 @@ func (c *Callback) decode(d *step.Decoder) {
 type caller struct {
 	Callback
 	runner  *step.Runner // compiled once: nothing may be allocated each time
-	events  int          // cgroup
+	root    int          // of the cgroup2 hierarchy
 	pid     int          // of the one that runs
 	pidfd   int
 	at      int64 // when to run it next, monotonic milliseconds; 0: not
@@ -64,7 +66,7 @@ type caller struct {
 }
 
 func newCaller(l *Launch, fds []int) caller {
-	c := caller{Callback: l.Callback, events: fdOf(fds, l.Events), pidfd: None}
+	c := caller{Callback: l.Callback, root: fdOf(fds, l.CgroupRoot), pidfd: None}
 	if len(c.code) == 0 {
 		return c
 	}
@@ -86,15 +88,59 @@ func (c *caller) begin() {
 // the callback itself may remove.
 func (c *caller) run() {
 	c.at = 0
-	pid, pidfd, errno := step.Clone(0, c.events, c.runner)
-	if errno != 0 && c.events >= 0 { // somebody has removed the cgroup
-		pid, pidfd, errno = step.Clone(0, None, c.runner)
+	var pid, pidfd int
+	var errno syscall.Errno
+	for range placeTries {
+		group := c.place()
+		pid, pidfd, errno = step.Clone(0, group, c.runner)
+		if group >= 0 {
+			syscall.Close(group)
+		}
+		if errno != syscall.ENODEV {
+			break
+		}
 	}
 	if errno != 0 {
 		c.at = monotonic() + int64(c.Every)
 		return
 	}
 	c.pid, c.pidfd = pid, pidfd
+}
+
+// placeTries is how often a cgroup is made again that another monitor, the last one
+// in it, removes at that moment.
+const placeTries = 5
+
+// place opens the cgroup of callbacks, and makes it where it is missing.
+func (c *caller) place() int {
+	if c.root < 0 || c.Group == "" {
+		return None
+	}
+	syscall.Mkdirat(c.root, c.Group, 0o755)
+	fd, err := openAt(c.root, c.Group, syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return None
+	}
+	return fd
+}
+
+// enter moves this process into it.
+func (c *caller) enter() error {
+	group := c.place()
+	if group < 0 {
+		return nil
+	}
+	defer syscall.Close(group)
+	return enterGroup(group)
+}
+
+func enterGroup(dir int) error {
+	fd, err := openAt(dir, "cgroup.procs", syscall.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	return writeAll(fd, "0")
 }
 
 // reap plans the next run of a periodic callback.
@@ -122,12 +168,12 @@ func (c *caller) after() {
 	if c.runner == nil || !c.Ended {
 		return
 	}
-	if c.events >= 0 {
-		if fd, err := openAt(c.events, "cgroup.procs", syscall.O_WRONLY, 0); err == nil {
-			writeAll(fd, "0")
-			syscall.Close(fd)
+	for range placeTries {
+		if c.enter() == nil {
+			break
 		}
 	}
+	defer c.vacate()
 	delay := c.Delay
 	if monotonic()-c.started >= int64(c.Settled) {
 		delay = c.DelayMin
@@ -147,6 +193,30 @@ func (c *caller) after() {
 		}
 		sleep(1000)
 	}
+}
+
+// vacate leaves the callbacks' cgroup and removes it with its parent, if we were the
+// last; an error means that others are there.
+func (c *caller) vacate() {
+	if c.root < 0 || c.Group == "" {
+		return
+	}
+	enterGroup(c.root)
+	const removeDir = 0x200 // AT_REMOVEDIR
+	for name := c.Group; name != ""; name = parent(name) {
+		b := append([]byte(name), 0)
+		syscall.Syscall(syscall.SYS_UNLINKAT, uintptr(c.root), ptr(&b[0]), removeDir)
+	}
+}
+
+// parent cuts the last component off a path; "" has none.
+func parent(path string) string {
+	for i := len(path) - 1; i >= 0; i-- {
+		if path[i] == '/' {
+			return path[:i]
+		}
+	}
+	return ""
 }
 
 func sleep(ms int64) {

@@ -82,7 +82,7 @@ func (m *monitor) adopt(l *Launch, fds []int) {
 
 // drop closes what was for the child alone.
 func (m *monitor) drop(l *Launch, fds []int) {
-	closeOthers(fds, m.listen, m.lock, m.dir, m.home, m.kill, m.oom.counter, m.oom.event, m.call.events, m.input.fd,
+	closeOthers(fds, m.listen, m.lock, m.dir, m.home, m.kill, m.oom.counter, m.oom.event, m.call.root, m.input.fd,
 		m.out[0].in, m.out[1].in, m.out[0].copy, m.out[1].copy, fdOf(fds, l.Hold[0]), fdOf(fds, l.Hold[1]))
 }
 

@@ -90,38 +90,38 @@ const None = -1
 // Launch is what a monitor or exec helper needs to know. Descriptors are indexes
 // into those that came with the message, or None.
 type Launch struct {
-	Name     string       // for ps(1)
-	Flags    uint64       // clone(2) flags: namespaces
-	Cgroup   int          // cgroup2 directory to be born in
-	Attach   []int        // cgroup.procs files of v1 hierarchies
-	UIDMap   string       // for /proc/pid/uid_map; empty: no user namespace
-	GIDMap   string       //
-	Detached bool         // may wait for Start without creator
-	Started  bool         // adopted: it runs already
-	Solo     bool         // ends at OpCommit, and leaves its child to the creator's parent (a subreaper, prctl(2))
-	Terminal bool         // the init brings the master of its terminal, see TerminalFD
-	LogMax   uint64       // bytes of all log files together
-	LogFiles uint32       // how many log files; 0: two
-	Callback              // what to run, and when
-	Dir      int          // directory of log and exit.json
-	State    int          // state directory
-	Listen   int          // monitor.sock, listening
-	Lock     int          // held open as long as the monitor lives, see flock(2)
-	Out      [2]int       // read ends of stdout and stderr
-	Copy     [2]int       // live copies
-	Kill     int          // cgroup.kill
-	OOM      int          // memory.oom_control or memory.events
-	Pidfd    int          // OpAdopt: the init
-	In       int          // write end of the standard input
-	Events   int          // cgroup2 directory for what Callback runs
-	OOMEvent int          // eventfd(2) of memory.oom_control (v1)
-	Hold     [2]int       // descriptors of the callback's program
-	Stdio    [3]int       // exec: handed to the process
-	Before   step.Program // run in the helper itself before it clones: namespaces to join, which its child inherits
-	Program  step.Program
-	before   step.Code
-	Code     step.Code // the program as it arrived
-	record   []byte    // the mapping in which Code lies
+	Name       string       // for ps(1)
+	Flags      uint64       // clone(2) flags: namespaces
+	Cgroup     int          // cgroup2 directory to be born in
+	Attach     []int        // cgroup.procs files of v1 hierarchies
+	UIDMap     string       // for /proc/pid/uid_map; empty: no user namespace
+	GIDMap     string       //
+	Detached   bool         // may wait for Start without creator
+	Started    bool         // adopted: it runs already
+	Solo       bool         // ends at OpCommit, and leaves its child to the creator's parent (a subreaper, prctl(2))
+	Terminal   bool         // the init brings the master of its terminal, see TerminalFD
+	LogMax     uint64       // bytes of all log files together
+	LogFiles   uint32       // how many log files; 0: two
+	Callback                // what to run, and when
+	Dir        int          // directory of log and exit.json
+	State      int          // state directory
+	Listen     int          // monitor.sock, listening
+	Lock       int          // held open as long as the monitor lives, see flock(2)
+	Out        [2]int       // read ends of stdout and stderr
+	Copy       [2]int       // live copies
+	Kill       int          // cgroup.kill
+	OOM        int          // memory.oom_control or memory.events
+	Pidfd      int          // OpAdopt: the init
+	In         int          // write end of the standard input
+	CgroupRoot int          // root of the cgroup2 hierarchy, for Callback.Group
+	OOMEvent   int          // eventfd(2) of memory.oom_control (v1)
+	Hold       [2]int       // descriptors of the callback's program
+	Stdio      [3]int       // exec: handed to the process
+	Before     step.Program // run in the helper itself before it clones: namespaces to join, which its child inherits
+	Program    step.Program
+	before     step.Code
+	Code       step.Code // the program as it arrived
+	record     []byte    // the mapping in which Code lies
 }
 
 // TerminalFD is the descriptor at which a process that has reported to be ready
@@ -168,7 +168,7 @@ func decodeLaunch(b []byte) (*Launch, bool) {
 // indexes lists the fields that name a descriptor, in wire order.
 func (l *Launch) indexes() []*int {
 	return []*int{&l.Cgroup, &l.Dir, &l.State, &l.Listen, &l.Lock, &l.Out[0], &l.Out[1], &l.Copy[0], &l.Copy[1],
-		&l.Kill, &l.OOM, &l.Pidfd, &l.Stdio[0], &l.Stdio[1], &l.Stdio[2], &l.In, &l.Events, &l.OOMEvent, &l.Hold[0], &l.Hold[1]}
+		&l.Kill, &l.OOM, &l.Pidfd, &l.Stdio[0], &l.Stdio[1], &l.Stdio[2], &l.In, &l.CgroupRoot, &l.OOMEvent, &l.Hold[0], &l.Hold[1]}
 }
 
 // NewLaunch returns a Launch without descriptors.

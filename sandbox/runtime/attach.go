@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,7 +37,11 @@ const DefaultPatience = 10 * time.Second
 
 // Attachment is a connection to the standard streams of a running container. Copy
 // is for one goroutine, the other methods for any.
-type Attachment struct{ client *client }
+type Attachment struct {
+	client *client
+	code   int
+	over   bool
+}
 
 // Attach connects to the container's output from now on, and to its standard input
 // if it was made with OpenStdin or a terminal. Several may be attached.
@@ -59,7 +64,7 @@ func (c *Container) Attach(ctx context.Context, o AttachOptions) (*Attachment, e
 	if _, err := m.call(ctx, msg, monitor.ReplyOK); err != nil {
 		return nil, errors.Join(fmt.Errorf("attach to container %s: %w", c.rec.ID, tooOld(err)), m.close())
 	}
-	return &Attachment{m}, nil
+	return &Attachment{client: m}, nil
 }
 
 // tooOld explains what a monitor says to a request that it does not know.
@@ -85,6 +90,7 @@ func (a *Attachment) Copy(stdout, stderr io.Writer) error {
 		}
 		switch {
 		case buf[0] == monitor.ReplyExited && n >= 5:
+			a.code, a.over = monitor.ExitCode(syscall.WaitStatus(binary.LittleEndian.Uint32(buf[1:]))), true
 			return nil
 		case buf[0] != monitor.ReplyData || n < 3:
 			continue
@@ -111,6 +117,9 @@ func (a *Attachment) Write(p []byte) (int, error) {
 	}
 	return done, nil
 }
+
+// ExitCode is the container's, once Copy has seen its end.
+func (a *Attachment) ExitCode() (code int, over bool) { return a.code, a.over }
 
 func chunksOf(p []byte, size int) func(func([]byte) bool) {
 	return func(yield func([]byte) bool) {

@@ -77,14 +77,12 @@ func againCallback(l *monitor.Launch, p *program, stateDir string, host cgroup.H
 }
 
 func (c *Callback) launch(l *monitor.Launch, p *program, host cgroup.Host) error {
-	if dir, err := host.CreateUnified(c.Cgroup); err != nil {
-		return err
-	} else if dir != "" {
-		f, err := os.Open(dir)
+	if host.Unified != "" {
+		f, err := os.Open(host.Unified)
 		if err != nil {
 			return err
 		}
-		l.Events = p.index(f)
+		l.CgroupRoot = p.index(f)
 	}
 	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
 	if err != nil {
@@ -105,7 +103,7 @@ func (c *Callback) launch(l *monitor.Launch, p *program, host cgroup.Host) error
 	ms := func(d time.Duration) uint64 { return uint64(d.Milliseconds()) }
 	l.Callback = monitor.Callback{
 		Program: call.steps, Ended: c.Ended, Delay: ms(c.Delay), DelayMin: ms(c.DelayMin), Settled: ms(c.Settled),
-		First: ms(c.First), Every: ms(c.Every), EverySoon: ms(c.EverySoon),
+		Group: c.Cgroup, First: ms(c.First), Every: ms(c.Every), EverySoon: ms(c.EverySoon),
 	}
 	return nil
 }
