@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -42,7 +43,8 @@ type session struct {
 }
 
 // open puts our terminal into raw mode, if there is one on both sides, and begins to
-// pass input and sizes on. The function it returns puts everything back.
+// pass input and sizes on. The function it returns puts everything back, and may be
+// called again.
 func (s *session) open() (restore func(), err error) {
 	restore = func() {}
 	fd, ours := s.terminal()
@@ -56,7 +58,7 @@ func (s *session) open() (restore func(), err error) {
 		}
 		stop := s.watchSize(fd)
 		raw := restore
-		restore = func() { stop(); raw() }
+		restore = sync.OnceFunc(func() { stop(); raw() })
 	}
 	switch {
 	case s.to == nil:

@@ -23,6 +23,9 @@ import (
 
 func TestMain(m *testing.M) {
 	launch.Main()
+	if slices.Contains(os.Args, calledName) { // a monitor calls this program back
+		os.Exit(Main(os.Args[1:]))
+	}
 	os.Exit(m.Run())
 }
 

@@ -27,7 +27,10 @@ type Callback struct {
 const CallbackSoon = 10
 
 // callbackTries bounds how often a callback after the end is repeated that was killed.
-const callbackTries = 10
+const callbackTries = 20
+
+// callbackPause is the time before that, in milliseconds.
+const callbackPause = 200
 
 func (c *Callback) times() []*uint64 {
 	return []*uint64{&c.Delay, &c.DelayMin, &c.Settled, &c.First, &c.Every, &c.EverySoon}
@@ -191,7 +194,7 @@ func (c *caller) after() {
 		if c.pidfd >= 0 && ws.Exited() {
 			return
 		}
-		sleep(1000)
+		sleep(callbackPause)
 	}
 }
 

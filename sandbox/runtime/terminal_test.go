@@ -212,3 +212,23 @@ func TestInitReapsAndForwards(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A terminal hangs up with its monitor. The first process of a container ignores that
+// unless it wants to know, and is adopted without its terminal.
+func TestTerminalHangsUpWithItsMonitor(t *testing.T) {
+	b := newBox(t, true, "sh", "-c", "while [ ! -e /stop ]; do sleep 0.02; done; exit 5")
+	b.Spec.Process.Terminal = true
+	c := b.create(t)
+	must(t, c.Start(testContext(t)))
+	b.killMonitor(t)
+	c, err := Open(b.StateDir, b.Dir)
+	must(t, err)
+	defer c.Close()
+	if err := c.Resize(testContext(t), 1, 1); !errors.Is(err, unix.ENOTTY) {
+		t.Errorf("resize: %v", err)
+	}
+	b.stop(t, c)
+	if e, err := c.Wait(testContext(t)); err != nil || e.Known && e.Code != 5 {
+		t.Errorf("%+v %v", e, err)
+	}
+}
