@@ -288,13 +288,14 @@ func attackHelper([]string) error {
 	fmt.Println("ready")
 	err := errors.New("no other process came by")
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
-		pid, missing := pidOf("naru-exec")
-		if missing == nil {
-			// The address may be wrong: EFAULT comes after the permission.
-			err = readMemory(pid)
+		if pid, missing := pidOf("naru-exec"); missing == nil {
+			read := readMemory(pid)
 			// The name changes at execve: what still has it was read before.
-			if _, gone := pidOf("naru-exec"); gone == nil && (err == nil || errors.Is(err, unix.EFAULT)) {
-				return nil
+			if _, gone := pidOf("naru-exec"); gone == nil {
+				// The address may be wrong: EFAULT comes after the permission.
+				if err = read; err == nil || errors.Is(err, unix.EFAULT) {
+					return nil
+				}
 			}
 		}
 		if _, stop := os.Stat("/tmp/stop"); stop == nil {

@@ -148,14 +148,6 @@ func privileges() []attack {
 	needs := func(name, what, capability string, hostIDs bool, setup, base change) attack {
 		return attack{name: name, what: what, mitigation: "no CAP_" + capability, setup: setup, hostIDs: hostIDs, base: base, off: caps(capability)}
 	}
-	asUser := func(args ...string) change {
-		return func(b *box) {
-			b.file("secret", b.token, 0o600)
-			b.Spec.Process.User = specs.User{UID: 1000, GID: 1000}
-			b.attack("run", append(args, "cat", "/secret")...)
-			b.leaks()
-		}
-	}
 	return []attack{
 		needs("file by handle", "opens a file of the host by its handle, where the filter lets it", "DAC_READ_SEARCH", true, shocker, allow("open_by_handle_at")),
 		needs("packet socket", "reads and forges every packet of its network (ARP, RA spoofing)", "NET_RAW", false, call(unix.SYS_SOCKET, "17", "3", "0x300"), nil),
@@ -165,6 +157,20 @@ func privileges() []attack {
 		needs("clock", "changes the speed of the machine's clock", "SYS_TIME", true, run("clock"), nil),
 		withLoop(needs("device node", "makes a node for the machine's disk and reads it", "MKNOD", true, disk, allDevices)),
 		needs("type on the terminal", "types commands on the terminal of whoever started it (TIOCSTI)", "SYS_ADMIN", true, terminal, allow("ioctl")),
+	}
+}
+
+// programs are attacks by what a program of the image would get, or a user keep.
+func programs() []attack {
+	asUser := func(args ...string) change {
+		return func(b *box) {
+			b.file("secret", b.token, 0o600)
+			b.Spec.Process.User = specs.User{UID: 1000, GID: 1000}
+			b.attack("run", append(args, "cat", "/secret")...)
+			b.leaks()
+		}
+	}
+	return []attack{
 		{
 			name: "set-user-id program", what: "becomes root by a set-user-id program of the image", mitigation: "no_new_privs",
 			setup: asUser("/setuid"), off: newPrivileges,
@@ -281,15 +287,6 @@ func limits() []attack {
 				}
 			},
 			off: func(b *box) { b.LogMax = 64 << 20 },
-		},
-		{
-			name: "raise the memory limit", what: "writes its own limit in the cgroup file system", mitigation: "cgroups are read-only inside",
-			setup: func(b *box) {
-				limit := int64(64 << 20)
-				b.Spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit, Swap: &limit}
-				b.attack("write", "67108864", "/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max")
-			},
-			hostIDs: true, off: writableCgroup("memory"),
 		},
 	}
 }

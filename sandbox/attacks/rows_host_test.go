@@ -30,7 +30,8 @@ func besideRoot(b *box) {
 	edit(every("attach root", func(s *step.Step) { s.Args[3] = step.S(dir) }))(b)
 }
 
-// devices are attacks on the machine's disks, here a loop device over a file.
+// devices are attacks on the machine's disks, here a loop device over a file, and on
+// what the container is allowed to use.
 func devices() []attack {
 	return []attack{
 		{
@@ -50,6 +51,15 @@ func devices() []attack {
 			name: "devices.allow", what: "gives itself every device in the cgroup file system", mitigation: "cgroups are read-only inside",
 			setup: run("write", "a", "/sys/fs/cgroup/devices/devices.allow"), hostIDs: true, base: caps("SYS_ADMIN"),
 			off: writableCgroup("devices"), needs: cgroupV1,
+		},
+		{
+			name: "raise the memory limit", what: "writes its own limit in the cgroup file system", mitigation: "cgroups are read-only inside",
+			setup: func(b *box) {
+				limit := int64(64 << 20)
+				b.Spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit, Swap: &limit}
+				b.attack("write", "67108864", "/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max")
+			},
+			hostIDs: true, off: writableCgroup("memory"),
 		},
 		{
 			name: "null device of the host", what: "changes the mode of the host's /dev/null by the descriptor it got as standard input", mitigation: "a null device of its own",
@@ -175,15 +185,6 @@ func namespaces() []attack {
 				b.judge = func(r result) bool { return strings.Contains(r.out, b.ID) }
 			},
 			off: share(specs.CgroupNamespace),
-		},
-		{
-			name: "root of the host", what: "writes a file of the host's root through a descriptor that a mistake left open", mitigation: "the user namespace",
-			setup: func(b *box) {
-				leak(b.host, "attach root")(b)
-				b.attack("writeat", strconv.Itoa(leakedFD))
-				b.overwrites()
-			},
-			base: skip("close on exec"), off: sameIDs,
 		},
 	}
 }

@@ -36,11 +36,41 @@ func mounts() []attack {
 			off: unresolved("open "+path, unix.RESOLVE_NO_SYMLINKS),
 		}
 	}
-	confine := uint64(unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS)
 	return []attack{
 		elsewhere("/proc is a link", "/proc", "/tmp/p", unix.PROC_SUPER_MAGIC, "an image decides where procfs is, and so what is written to \"/proc\" (CVE-2019-19921)"),
 		elsewhere("/sys is a link", "/sys", "/tmp/s", unix.SYSFS_MAGIC, "the same with sysfs (CVE-2023-27561)"),
 		elsewhere("/dev is a link", "/dev", "/tmp/d", unix.TMPFS_MAGIC, "the same with /dev and its nodes (CVE-2026-41579)"),
+		{
+			name: "race in a shared volume", what: "another container swaps a directory of a shared volume for a link between check and mount (CVE-2021-30465); here it always wins", mitigation: "mounting on a descriptor, not on a path",
+			setup: race, off: edit(mountByPath),
+		},
+		{
+			name: "sysctl through a link", what: "an image leads the engine's write of a sysctl to a file of the host (CVE-2025-52881)", mitigation: "a procfs of the engine's own, without links",
+			setup: func(b *box) {
+				b.link("proc/sys/net/ipv4/ip_unprivileged_port_start", b.canary())
+				b.link("proc/sys/net/ipv4/ping_group_range", b.canary())
+				b.attack("sleep", "0")
+				b.overwrites()
+			},
+			hostIDs: true, off: edit(sysctlInRoot),
+		},
+		{
+			name: "null device of the image", what: "an image puts a link where the engine takes the null device for its masks (CVE-2025-31133)", mitigation: "masks of a null device of the engine's own",
+			setup: func(b *box) {
+				b.file("etc/secret", b.token, 0o644)
+				b.link("dev/null", "/etc/secret")
+				b.attack("cat", "/proc/timer_list")
+				b.leaks()
+			},
+			base: withoutDev, off: edit(nullOfImage),
+		},
+	}
+}
+
+// places are attacks by where something is to be mounted, or made.
+func places() []attack {
+	confine := uint64(unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS)
+	return []attack{
 		{
 			refused: "open /vol", name: "volume through a link", what: "a link at a volume's place makes directories on the host (CVE-2024-45310, CVE-2022-23648)", mitigation: "RESOLVE_IN_ROOT",
 			setup: func(b *box) {
@@ -90,30 +120,6 @@ func mounts() []attack {
 				b.judge = exists(filepath.Join(b.host, "made"))
 			},
 			hostIDs: true, off: unresolved("open /work/made", confine),
-		},
-		{
-			name: "race in a shared volume", what: "another container swaps a directory of a shared volume for a link between check and mount (CVE-2021-30465); here it always wins", mitigation: "mounting on a descriptor, not on a path",
-			setup: race, off: edit(mountByPath),
-		},
-		{
-			name: "sysctl through a link", what: "an image leads the engine's write of a sysctl to a file of the host (CVE-2025-52881)", mitigation: "a procfs of the engine's own, without links",
-			setup: func(b *box) {
-				b.link("proc/sys/net/ipv4/ip_unprivileged_port_start", b.canary())
-				b.link("proc/sys/net/ipv4/ping_group_range", b.canary())
-				b.attack("sleep", "0")
-				b.overwrites()
-			},
-			hostIDs: true, off: edit(sysctlInRoot),
-		},
-		{
-			name: "null device of the image", what: "an image puts a link where the engine takes the null device for its masks (CVE-2025-31133)", mitigation: "masks of a null device of the engine's own",
-			setup: func(b *box) {
-				b.file("etc/secret", b.token, 0o644)
-				b.link("dev/null", "/etc/secret")
-				b.attack("cat", "/proc/timer_list")
-				b.leaks()
-			},
-			base: withoutDev, off: edit(nullOfImage),
 		},
 	}
 }
@@ -201,6 +207,15 @@ func descriptors() []attack {
 				b.leaks()
 			},
 			hostIDs: true, off: skip("close on exec"),
+		},
+		{
+			name: "root of the host", what: "writes a file of the host's root through a descriptor that a mistake left open", mitigation: "the user namespace",
+			setup: func(b *box) {
+				leak(b.host, "attach root")(b)
+				b.attack("writeat", fmt.Sprint(leakedFD))
+				b.overwrites()
+			},
+			base: skip("close on exec"), off: sameIDs,
 		},
 		{
 			refused: "check working directory", name: "WORKDIR /proc/self/fd/N", what: "starts in a directory of the host that the engine holds (CVE-2024-21626)", mitigation: "step: check working directory",
