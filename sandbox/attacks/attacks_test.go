@@ -30,7 +30,7 @@ type attack struct {
 
 // table is every attack.
 func table() []attack {
-	return slices.Concat(calls(), privileges(), programs(), devices(), namespaces(), files(), mounts(), places(), descriptors(), limits(), networks(), layers())
+	return slices.Concat(calls(), privileges(), programs(), devices(), namespaces(), files(), mounts(), places(), descriptors(), limits(), networks(), layers(), images())
 }
 
 func TestAttacks(t *testing.T) {

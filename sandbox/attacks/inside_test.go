@@ -30,7 +30,7 @@ func inside() map[string]func([]string) error {
 		"tiocsti": attackTIOCSTI, "procat": attackProcAt, "device": attackDevice, "memory": attackMemory,
 		"fork": attackFork, "fill": attackFill, "flood": attackFlood, "fds": attackFDs, "writeat": attackWriteAt,
 		"helper": attackHelper, "exe": attackExe, "setgroups": attackGroups, "write": attackWrite,
-		"unpack": attackUnpack, "serve": attackServe, "threads": attackThreads,
+		"unpack": attackUnpack, "engine": attackEngine, "serve": attackServe, "threads": attackThreads,
 	}
 }
 
@@ -224,15 +224,19 @@ func attackRun(args []string) error {
 
 // attackCat reads a file, or a link's target; an empty one is what masks leave.
 func attackCat(args []string) error {
-	data, err := os.ReadFile(args[0])
+	f, err := os.Open(args[0])
 	if err != nil {
 		return err
 	}
-	if len(data) == 0 {
-		return errors.New("the file is empty")
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, 1<<16)) // some files of /proc have no end
+	if err == nil && len(data) == 0 {
+		err = errors.New("the file is empty")
 	}
-	fmt.Printf("%.65536s\n", data)
-	return nil
+	if err == nil {
+		fmt.Printf("%s\n", data)
+	}
+	return err
 }
 
 func attackList(args []string) error {

@@ -184,7 +184,7 @@ func namespaces() []attack {
 				b.attack("cat", "/proc/self/cgroup")
 				b.judge = func(r result) bool { return strings.Contains(r.out, b.ID) }
 			},
-			off: share(specs.CgroupNamespace),
+			hostIDs: true, off: share(specs.CgroupNamespace), // a user namespace may not mount cgroup2 of another
 		},
 	}
 }
@@ -303,6 +303,9 @@ func serve(b *box, kind, address string) {
 	b.leaks()
 }
 
+// rawIO adds the capability that the kernel itself wants for a file.
+func rawIO(a attack) attack { a.base = caps("SYS_RAWIO"); return a }
+
 // files are attacks on /proc and /sys.
 func files() []attack {
 	here := func(path string) func() string {
@@ -331,7 +334,7 @@ func files() []attack {
 		masked("keys", "lists keys of the host's users", "/proc/keys", "cat"),
 		masked("firmware", "reads the machine's firmware tables", "/sys/firmware", "list"),
 		masked("ACPI", "reaches the machine's power switches", "/proc/acpi", "list"),
-		masked("kernel memory", "reads all memory of the machine", "/proc/kcore", "cat"),
+		rawIO(masked("kernel memory", "reads all memory of the machine", "/proc/kcore", "cat")),
 		protected("core_pattern", "names a program for the host's kernel to run when a process dumps core", "/proc/sys/kernel/core_pattern", "/proc/sys"),
 		protected("modprobe", "names a program for the host's kernel to run when it wants a module", "/proc/sys/kernel/modprobe", "/proc/sys"),
 		protected("page cache", "drops the host's page cache", "/proc/sys/vm/drop_caches", "/proc/sys"),

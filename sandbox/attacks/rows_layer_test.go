@@ -115,7 +115,10 @@ func bomb(name, what, mitigation string, size int64, tight, loose layer.Limits, 
 func (b *box) Env(key, value string) { b.Spec.Process.Env = append(b.Spec.Process.Env, key+"="+value) }
 
 // unpack runs an archive through an unpacker in another process, without a container.
-func unpack(b *box, entries []tar.Header) {
+func unpack(b *box, entries []tar.Header) { pack(b, "unpack", entries) }
+
+// pack gives an archive to an attack in another process.
+func pack(b *box, attack string, entries []tar.Header, args ...string) {
 	var archive bytes.Buffer
 	w := tar.NewWriter(&archive)
 	for _, h := range entries {
@@ -131,14 +134,14 @@ func unpack(b *box, entries []tar.Header) {
 	b.drive = func() result {
 		ctx, cancel := context.WithTimeout(context.Background(), deadline)
 		defer cancel()
-		cmd := exec.CommandContext(ctx, "/proc/self/exe", "attack", "unpack", b.layer)
+		cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{"attack", attack, b.layer}, args...)...)
 		cmd.Stdin, cmd.Env = &archive, b.Spec.Process.Env
 		out, err := cmd.CombinedOutput()
 		var exit *exec.ExitError
 		if err != nil && !errors.As(err, &exit) {
 			b.t.Fatal(err)
 		}
-		return result{code: cmd.ProcessState.ExitCode(), out: string(out)}
+		return result{code: cmd.ProcessState.ExitCode(), out: string(out), err: string(out)}
 	}
 }
 
