@@ -312,6 +312,36 @@ func readMemory(pid int) error {
 	return err
 }
 
+// attackWalk looks for any file of a kernel file system that opens for writing,
+// processes left aside: those are the container's own.
+func attackWalk(args []string) error {
+	var found []string
+	err := filepath.WalkDir(args[0], func(path string, d os.DirEntry, err error) error {
+		name := d.Name()
+		if err != nil || d.IsDir() && filepath.Dir(path) == "/proc" && strings.Trim(name, "0123456789") == "" {
+			if d.IsDir() {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		// A mask is a null device; what nobody may write has no way to be written.
+		if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() || info.Mode()&0o222 == 0 {
+			return nil
+		}
+		fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return nil
+		}
+		found = append(found, path)
+		return unix.Close(fd)
+	})
+	if len(found) == 0 {
+		return errors.Join(err, errors.New("no file opens for writing"))
+	}
+	fmt.Println(len(found), "files open for writing:", found)
+	return nil
+}
+
 // attackExe overwrites the program that standard input is, the way CVE-2019-5736
 // got at runc: by opening it again for writing.
 func attackExe([]string) error {

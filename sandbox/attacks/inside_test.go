@@ -30,7 +30,7 @@ func inside() map[string]func([]string) error {
 		"tiocsti": attackTIOCSTI, "procat": attackProcAt, "device": attackDevice, "memory": attackMemory,
 		"fork": attackFork, "fill": attackFill, "flood": attackFlood, "fds": attackFDs, "writeat": attackWriteAt,
 		"helper": attackHelper, "exe": attackExe, "setgroups": attackGroups, "write": attackWrite,
-		"unpack": attackUnpack, "engine": attackEngine, "serve": attackServe, "threads": attackThreads,
+		"unpack": attackUnpack, "walk": attackWalk, "engine": attackEngine, "serve": attackServe, "threads": attackThreads,
 	}
 }
 

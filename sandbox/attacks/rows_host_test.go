@@ -340,7 +340,16 @@ func files() []attack {
 		protected("page cache", "drops the host's page cache", "/proc/sys/vm/drop_caches", "/proc/sys"),
 		protected("binfmt and friends", "changes how the host's kernel treats files", "/proc/sys/fs/file-max", "/proc/sys"),
 		protected("interrupt routing", "moves interrupts of the host", "/proc/irq/default_smp_affinity", "/proc/irq"),
+		protected("pressure triggers", "has the host's kernel watch the pressure of the whole machine for it, without bound", "/proc/pressure/memory", "/proc/pressure"),
 		protected("sysrq", "reboots the machine by a letter", "/proc/sysrq-trigger", "/proc/sysrq-trigger"),
+		{
+			name: "anything in /proc", what: "looks for any file of the host's kernel in /proc that opens for writing", mitigation: "read-only paths of /proc",
+			setup: run("walk", "/proc"), hostIDs: true, off: func(b *box) { b.Spec.Linux.ReadonlyPaths = nil },
+		},
+		{
+			name: "anything in /sys", what: "the same in /sys, cgroups too", mitigation: "read-only /sys",
+			setup: run("walk", "/sys"), hostIDs: true, off: withoutOption("/sys", "ro"),
+		},
 		{
 			name: "sysfs", what: "changes the memory management of the host", mitigation: "read-only /sys",
 			setup: run("openwrite", "/sys/kernel/mm/transparent_hugepage/defrag"), hostIDs: true, off: withoutOption("/sys", "ro"),
