@@ -244,7 +244,7 @@ func monitorKilled(b *box) {
 			_, gone := pidOf(name)
 			return gone != nil || exists(ended)(result{})
 		})
-		died = !exists(ended)(result{})
+		died = !eventually(500*time.Millisecond, func() bool { return exists(ended)(result{}) })
 		return result{}
 	}
 	b.judge = func(result) bool { return died }
