@@ -15,7 +15,7 @@ func TestRefusedFlags(t *testing.T) {
 	for _, args := range [][]string{
 		{"--privileged"}, {"--nonsense"}, {"--oom-kill-disable"}, {"--security-opt", "apparmor=profile"}, {"--security-opt", "seccomp=/nowhere"},
 		{"--cap-add", "FLY"}, {"--ulimit", "nofile"}, {"--ulimit", "files=3"}, {"--mount", "type=npipe,target=/x"}, {"--mount", "type=bind,source=/,target=/x,bind-propagation=loud"},
-		{"--mount", "target=/x"}, {"--tmpfs", "/t:bogus"}, {"--device", "/etc/passwd"}, {"--device-cgroup-rule", "x 1:1 r"}, {"--sysctl", "vm.swappiness=1"},
+		{"--tmpfs", "/t:bogus"}, {"--device", "/etc/passwd"}, {"--device-cgroup-rule", "x 1:1 r"}, {"--sysctl", "vm.swappiness=1"},
 		{"--pull", "sometimes"}, {"--platform", "linux/s390x"}, {"--ipc", "ours"}, {"--pid", "container:"}, {"--label-file", "/nowhere"}, {"--memory-swap", "x"},
 		{"--cidfile", "/"},
 	} {

@@ -173,23 +173,28 @@ func attachmentOf(n network.Network, m network.Member) network.Attachment {
 }
 
 // rewrite changes a file that a container has mounted, so its inode stays. Readers
-// never see it empty or cut off: blank lines make room first, then all is written
-// at once, and what was longer is cut off at the end.
+// never see it empty or cut off: blank lines make room first, then all is written at
+// once. It never gets shorter, as a reader beside a truncation sees zeros: the rest
+// is one line of blanks.
 func rewrite(path string, data []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
-	blank := func(n int64) []byte { return bytes.Repeat([]byte("\n"), int(max(n, 0))) }
 	info, err := f.Stat()
-	if err == nil {
-		_, err = f.WriteAt(blank(int64(len(data))-info.Size()), info.Size())
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	rest := int(info.Size()) - len(data)
+	if rest < 0 {
+		_, err = f.WriteAt(bytes.Repeat([]byte("\n"), -rest), info.Size())
+	}
+	if rest > 0 {
+		data = append(slices.Clip(data), bytes.Repeat([]byte(" "), rest-1)...)
+		data = append(data, '\n')
 	}
 	if err == nil {
-		_, err = f.WriteAt(append(slices.Clip(data), blank(info.Size()-int64(len(data)))...), 0)
-	}
-	if err == nil {
-		err = f.Truncate(int64(len(data)))
+		_, err = f.WriteAt(data, 0)
 	}
 	return errors.Join(err, f.Close())
 }
