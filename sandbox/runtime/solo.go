@@ -234,13 +234,13 @@ func (s *soloing) namespaces(got *prepared) error {
 	}
 	if offsets := s.SoloConfig.Spec.Linux.TimeOffsets; len(offsets) > 0 {
 		s.launch.Flags &^= unix.CLONE_NEWTIME
-		s.launch.Before = append(s.launch.Before, timeNamespace(offsets)...)
+		s.solo.offsets = offsets
 	}
 	return nil
 }
 
-// timeNamespace makes a time namespace for the children of the caller; its offsets
-// can be written as long as nobody is in it, time_namespaces(7).
+// timeNamespace makes a time namespace and enters it. Its offsets can be written as
+// long as nobody is in it, and only by a process of one thread for itself, time_namespaces(7).
 func timeNamespace(offsets map[string]specs.LinuxTimeOffset) step.Program {
 	const name = "set time offsets"
 	text := ""
@@ -251,8 +251,10 @@ func timeNamespace(offsets map[string]specs.LinuxTimeOffset) step.Program {
 		step.Call("unshare time namespace", unix.SYS_UNSHARE, step.I(unix.CLONE_NEWTIME)),
 		step.Call(name, unix.SYS_OPENAT, step.I(unix.AT_FDCWD), step.S("/proc/self/timens_offsets"), step.I(unix.O_WRONLY|unix.O_CLOEXEC)).Into(regTarget),
 		step.Call(name, unix.SYS_WRITE, step.R(regTarget), step.S(text), step.I(len(text))),
+		step.Call("enter time namespace", unix.SYS_OPENAT, step.I(unix.AT_FDCWD), step.S("/proc/self/ns/time_for_children"), step.I(unix.O_RDONLY|unix.O_CLOEXEC)).Into(regSource),
+		step.Call("enter time namespace", unix.SYS_SETNS, step.R(regSource), step.I(unix.CLONE_NEWTIME)),
 	}
-	return append(p, closeReg(regTarget)...)
+	return append(p, closeReg(regTarget, regSource)...)
 }
 
 func (s *soloing) filter(got *prepared) (err error) {

@@ -26,6 +26,7 @@ type solo struct {
 	labelFile    string     // of the security module, below /proc
 	session      string     // name of the session keyring
 	devices      []specs.LinuxDevice
+	offsets      map[string]specs.LinuxTimeOffset
 	regs         struct {
 		gate, status, mounts int16
 		preserve             []int16
@@ -65,6 +66,9 @@ func (p *program) register(s *solo) {
 func (p *program) enterMounts(s *solo) {
 	if s == nil {
 		return
+	}
+	if len(s.offsets) > 0 { // while our user id still opens the file
+		p.add(timeNamespace(s.offsets)...)
 	}
 	if s.mounts != nil {
 		p.add(step.Call("enter mount namespace", unix.SYS_SETNS, step.R(s.regs.mounts), step.I(unix.CLONE_NEWNS)))
