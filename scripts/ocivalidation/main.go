@@ -59,6 +59,9 @@ func run(work, naru, table string, only []string) error {
 		return err
 	}
 	tmp, err := os.MkdirTemp("", "oci-validation-")
+	if err == nil {
+		err = os.Chmod(tmp, 0o755) // root of a user namespace must get through it
+	}
 	if err != nil {
 		return err
 	}
