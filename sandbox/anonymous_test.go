@@ -191,7 +191,7 @@ func TestPropagationOfHostPaths(t *testing.T) {
 	containers := map[string]Container{}
 	for _, kind := range []string{"", "rprivate", "rslave", "rshared"} {
 		config := sh(deaf)
-		config.Mounts = []Mount{{Source: src, Target: "/x", Propagation: kind}}
+		config.Mounts, config.UserNS = []Mount{{Source: src, Target: "/x", Propagation: kind}}, userNSOnTmpfs(t)
 		containers[kind] = runScript(t, e, config)
 	}
 	mount(src + "/late")

@@ -341,6 +341,7 @@ func files() []attack {
 		protected("binfmt and friends", "changes how the host's kernel treats files", "/proc/sys/fs/file-max", "/proc/sys"),
 		protected("interrupt routing", "moves interrupts of the host", "/proc/irq/default_smp_affinity", "/proc/irq"),
 		protected("pressure triggers", "has the host's kernel watch the pressure of the whole machine for it, without bound", "/proc/pressure/memory", "/proc/pressure"),
+		protected("dynamic debug", "has the host's kernel log what its code does, or keep silent", "/proc/dynamic_debug/control", "/proc/dynamic_debug"),
 		protected("sysrq", "reboots the machine by a letter", "/proc/sysrq-trigger", "/proc/sysrq-trigger"),
 		{
 			name: "anything in /proc", what: "looks for any file of the host's kernel in /proc that opens for writing", mitigation: "read-only paths of /proc",

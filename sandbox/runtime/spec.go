@@ -40,7 +40,7 @@ func DefaultSpec(userns *IDRange) *specs.Spec {
 			Resources:     &specs.LinuxResources{Devices: defaultDeviceRules()},
 			Seccomp:       seccomp.Default(defaultCaps()),
 			MaskedPaths:   maskedPaths(),
-			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/pressure", "/proc/sys", "/proc/sysrq-trigger"},
+			ReadonlyPaths: []string{"/proc/bus", "/proc/dynamic_debug", "/proc/fs", "/proc/irq", "/proc/pressure", "/proc/sys", "/proc/sysrq-trigger"},
 			Sysctl:        map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"},
 		},
 	}
