@@ -61,7 +61,8 @@ func (e *Engine) Exec(ctx context.Context, ref string, o ExecOptions) (code int,
 	}
 	e.emit(r, "exec_start", "execCommand", strings.Join(o.Args, " "))
 	exit, err := rt.Exec(ctx, runtime.ExecConfig{
-		Process: process, Seccomp: r.Config.Security.Seccomp, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr,
+		Process: process, Seccomp: r.Config.Security.Seccomp, NoSeccomp: r.Config.Security.NoSeccomp,
+		Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr,
 		Terminal: o.Terminal, Detach: o.Detach,
 	})
 	if refused := new(runtime.StartError); errors.As(err, &refused) {

@@ -35,6 +35,9 @@ func TestOptionsReachTheContainer(t *testing.T) {
 		{"seccomp profile", func(c *ContainerConfig) {
 			c.Security.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir", "mkdirat"}, Action: specs.ActErrno}}}
 		}, "mkdir /tmp/x 2>/dev/null || echo no", "no\n"},
+		{"seccomp flags", func(c *ContainerConfig) {
+			c.Security.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Flags: []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog, specs.LinuxSeccompFlagSpecAllow}}
+		}, "grep Seccomp: /proc/self/status", "Seccomp:\t2\n"},
 		{"paths", func(c *ContainerConfig) { c.Security.ShowPaths = true }, "grep -c ' /proc/' /proc/self/mounts", "0\n"},
 		{"sysctl", func(c *ContainerConfig) { c.Security.Sysctls = map[string]string{"kernel.shmmax": "4096"} }, "cat /proc/sys/kernel/shmmax", "4096\n"},
 		{"ulimit", func(c *ContainerConfig) {
@@ -195,6 +198,21 @@ func TestExecIsNoLessConfined(t *testing.T) {
 	}
 }
 
+// TestExecIsNoMoreConfined runs a command in a container without a policy.
+func TestExecIsNoMoreConfined(t *testing.T) {
+	e := newEngine(t)
+	c := sh("sleep 600")
+	c.Security.NoSeccomp = true
+	made, err := e.Run(t.Context(), c, Stdio{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, err := e.Exec(t.Context(), made.ID, ExecOptions{Args: []string{"grep", "-q", "Seccomp:.0", "/proc/self/status"}})
+	if err != nil || code != 0 {
+		t.Errorf("a command in a container without a policy has one: %d, %v", code, err)
+	}
+}
+
 func TestRefusedOptions(t *testing.T) {
 	for name, change := range map[string]func(*ContainerConfig){
 		"sysctl kernel.core_pattern": func(c *ContainerConfig) { c.Security.Sysctls = map[string]string{"kernel.core_pattern": "|/x"} },
@@ -205,8 +223,11 @@ func TestRefusedOptions(t *testing.T) {
 		"added and dropped": func(c *ContainerConfig) {
 			c.Security.CapAdd, c.Security.CapDrop = []string{"ALL"}, []string{"ALL"}
 		},
-		"is no device":       func(c *ContainerConfig) { c.Security.Devices = []Device{{"/etc/passwd", "/dev/x", "rwm"}} },
-		"directly in /dev":   func(c *ContainerConfig) { c.Security.Devices = []Device{{"/dev/null", "/etc/x", "rwm"}} },
+		"is no device":     func(c *ContainerConfig) { c.Security.Devices = []Device{{"/etc/passwd", "/dev/x", "rwm"}} },
+		"directly in /dev": func(c *ContainerConfig) { c.Security.Devices = []Device{{"/dev/null", "/etc/x", "rwm"}} },
+		`listenerPath "/run/a"`: func(c *ContainerConfig) {
+			c.Security.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/run/a", Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir"}, Action: specs.ActNotify}}}
+		},
 		`ipc "mine"`:         func(c *ContainerConfig) { c.Namespaces.IPC = "mine" },
 		"a host name cannot": func(c *ContainerConfig) { c.Namespaces.UTS, c.Hostname = "host", "h" },
 		`option "suid,dev"`: func(c *ContainerConfig) {

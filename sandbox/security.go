@@ -48,7 +48,7 @@ func (s *Security) check() error {
 		if s.NoSeccomp {
 			return errors.New("a seccomp profile and no seccomp exclude each other")
 		}
-		if _, err := seccomp.Compile(s.Seccomp); err != nil {
+		if err := checkProfile(s.Seccomp); err != nil {
 			return fmt.Errorf("seccomp profile: %w", err)
 		}
 	}
@@ -252,8 +252,14 @@ func ParseSeccomp(data []byte) (*specs.LinuxSeccomp, error) {
 	if err := dec.Decode(p); err != nil {
 		return nil, fmt.Errorf("read seccomp profile: %w", err)
 	}
-	if _, err := seccomp.Compile(p); err != nil {
+	if err := checkProfile(p); err != nil {
 		return nil, fmt.Errorf("read seccomp profile: %w", err)
 	}
 	return p, nil
+}
+
+// checkProfile refuses what the runtime would refuse at every start.
+func checkProfile(p *specs.LinuxSeccomp) error {
+	_, err := runtime.Filter(p)
+	return err
 }

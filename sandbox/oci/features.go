@@ -7,6 +7,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 
 	"naru/sandbox/runtime"
+	"naru/sandbox/runtime/seccomp"
 )
 
 // Features says what this runtime knows, whether or not the machine has it
@@ -36,7 +37,19 @@ func Features() features.Features {
 
 func seccompFeatures() *features.Seccomp {
 	yes := true
-	return &features.Seccomp{Enabled: &yes}
+	return &features.Seccomp{
+		Enabled: &yes, Actions: words(seccomp.Actions()), Operators: words(seccomp.Operators()), Archs: words(seccomp.Architectures()),
+		KnownFlags: words(seccomp.KnownFlags()), SupportedFlags: words(seccomp.Flags()),
+	}
+}
+
+// words are sorted, as what compares two runtimes likes them.
+func words[T ~string](list []T) (all []string) {
+	for _, w := range list {
+		all = append(all, string(w))
+	}
+	slices.Sort(all)
+	return all
 }
 
 // DefaultConfig is a config.json that runs a shell: runc's defaults, with naru's

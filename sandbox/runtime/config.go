@@ -112,7 +112,8 @@ type ExecConfig struct {
 	// working directory are those of the process alone.
 	Process *specs.Process
 	// Seccomp is the policy of the process; nil is the default one.
-	Seccomp *specs.LinuxSeccomp
+	Seccomp   *specs.LinuxSeccomp
+	NoSeccomp bool // no policy at all
 	// Stdin, Stdout and Stderr are handed to the process as they are; nil is /dev/null.
 	Stdin, Stdout, Stderr *os.File
 	// Terminal is called with the master of the process's new terminal before it runs,

@@ -15,7 +15,6 @@ import (
 	"naru/sandbox/internal/loosen"
 	"naru/sandbox/monitor"
 	"naru/sandbox/runtime/cgroup"
-	"naru/sandbox/runtime/seccomp"
 )
 
 // cleanupTime bounds what is undone after a failed Create.
@@ -176,7 +175,7 @@ func (c *creation) startMonitor() (err error) {
 // its way.
 func (c *creation) prepare(joins []specs.LinuxNamespace) (got prepared, err error) {
 	if s := c.Spec.Linux.Seccomp; s != nil {
-		if got.filter, err = seccomp.Compile(s); err != nil {
+		if got.filter, err = Filter(s); err != nil {
 			return got, err
 		}
 	}

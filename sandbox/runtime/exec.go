@@ -129,11 +129,7 @@ func (c *Container) launchExec(ctx context.Context, h *client, e ExecConfig) err
 	if err := groupFiles(l, p, c.group); err != nil {
 		return err
 	}
-	policy := e.Seccomp
-	if policy == nil {
-		policy = seccomp.Default(boundingOf(e.Process))
-	}
-	filter, err := seccomp.Compile(policy)
+	filter, err := e.filter()
 	if err != nil {
 		return err
 	}
@@ -145,12 +141,23 @@ func (c *Container) launchExec(ctx context.Context, h *client, e ExecConfig) err
 	return h.launch(monitor.OpLaunch, l, p.files)
 }
 
+// filter is nil where the process is not to have one.
+func (e *ExecConfig) filter() (*seccomp.Filter, error) {
+	switch {
+	case e.NoSeccomp:
+		return nil, nil
+	case e.Seccomp != nil:
+		return Filter(e.Seccomp)
+	}
+	return Filter(seccomp.Default(boundingOf(e.Process)))
+}
+
 // entry is what a process needs on its way into a container.
 type entry struct {
 	pidfd  int16    // register of the init's pidfd
 	stdio  [3]int16 // registers
 	tasks  []*os.File
-	filter []byte
+	filter *seccomp.Filter
 
 	namespaces     uint64 // to enter, CLONE_NEW*
 	mapped         bool   // a user namespace is among them

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"naru/sandbox/runtime/launch/step"
+	"naru/sandbox/runtime/seccomp"
 )
 
 // process takes privileges away and becomes the program: the end of every list.
@@ -53,21 +54,31 @@ func (p *program) process(proc *specs.Process, e entrance) {
 
 // entrance is what process needs beside the spec's process.
 type entrance struct {
-	stdio  [3]int16 // registers
-	filter []byte
-	solo   *solo // nil for a container with a monitor
+	stdio  [3]int16        // registers
+	filter *seccomp.Filter // nil: none
+	solo   *solo           // nil for a container with a monitor
+}
+
+// Filter compiles the policy of a process with a monitor. SCMP_ACT_NOTIFY is an
+// error: nobody hands its listener over when the container is started again.
+func Filter(policy *specs.LinuxSeccomp) (*seccomp.Filter, error) {
+	f, err := seccomp.Build(policy)
+	if err != nil {
+		return nil, err
+	}
+	if f.Listener {
+		return nil, fmt.Errorf("compile seccomp policy: SCMP_ACT_NOTIFY with listenerPath %q: only `naru oci` hands a listener over", policy.ListenerPath)
+	}
+	return f, nil
 }
 
 func (p *program) loadFilter(e entrance) {
-	if len(e.filter) == 0 {
+	if e.filter == nil {
 		return
 	}
-	flags := uint64(0)
-	if e.solo != nil {
-		flags = e.solo.filterFlags
-	}
-	load := step.Call("load seccomp filter", unix.SYS_SECCOMP, step.I(unix.SECCOMP_SET_MODE_FILTER), step.I(flags), step.Arg{Kind: step.Filter, Data: e.filter})
-	if flags&unix.SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 {
+	load := step.Call("load seccomp filter", unix.SYS_SECCOMP, step.I(unix.SECCOMP_SET_MODE_FILTER), step.I(e.filter.Flags),
+		step.Arg{Kind: step.Filter, Data: e.filter.Program})
+	if !e.filter.Listener {
 		p.add(load)
 		return
 	}

@@ -266,7 +266,7 @@ func (s *soloing) filter(got *prepared) (err error) {
 	if err != nil {
 		return fmt.Errorf("linux.seccomp: %w", err)
 	}
-	got.filter, s.solo.filterFlags = f.Program, uint64(f.Flags)
+	got.filter, s.solo.listener = f, f.Listener
 	return nil
 }
 

@@ -124,7 +124,7 @@ func (x *soloExec) prepare(init Solo) (err error) {
 		if err != nil {
 			return fmt.Errorf("linux.seccomp: %w", err)
 		}
-		e.filter, x.solo.filterFlags = f.Program, uint64(f.Flags)
+		e.filter, x.solo.listener = f, f.Listener
 	}
 	if x.solo.label, x.solo.labelFile, err = securityLabel(x.Process); err != nil {
 		return err

@@ -21,7 +21,7 @@ type solo struct {
 	preserve     []*os.File // become descriptors 3, 4, …
 	rootPath     string     // where hooks see the root before pivot_root; empty without such hooks
 	halts        bool       // hooks run before pivot_root
-	filterFlags  uint64     // of seccomp(2)
+	listener     bool       // the seccomp filter has one
 	label        string     // written to labelFile
 	labelFile    string     // of the security module, below /proc
 	session      string     // name of the session keyring
@@ -41,7 +41,7 @@ const listenerFD = monitor.TerminalFD + 1
 // listens says that the filter has a listener, which is handed over before the
 // start: the filter is then loaded early.
 func (s *solo) listens() bool {
-	return s != nil && s.filterFlags&unix.SECCOMP_FILTER_FLAG_NEW_LISTENER != 0
+	return s != nil && s.listener
 }
 
 // register hands the descriptors over.

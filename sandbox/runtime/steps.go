@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"naru/sandbox/runtime/launch/step"
+	"naru/sandbox/runtime/seccomp"
 )
 
 // prepared is what the agent made before the program can be written.
@@ -23,7 +24,7 @@ type prepared struct {
 	joins  []*os.File // namespaces to enter
 	tasks  []*os.File // v1 cgroups to enter
 	cgroup []namedDir // what a mount of type cgroup shows where v1 is in use
-	filter []byte
+	filter *seccomp.Filter
 	solo   *solo // nil for a container with a monitor
 
 	supervise bool // an init of ours stays pid 1

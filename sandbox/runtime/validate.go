@@ -63,7 +63,6 @@ func unsupported(s *specs.Spec) error {
 		"process.scheduler":       s.Process.Scheduler != nil,
 		"process.ioPriority":      s.Process.IOPriority != nil,
 		"process.execCPU":         s.Process.ExecCPUAffinity != nil,
-		"seccomp notify":          l.Seccomp != nil && l.Seccomp.ListenerPath != "",
 		"linux.rootfsPropagation": l.RootfsPropagation != "" && !strings.HasSuffix(l.RootfsPropagation, "private"),
 	}
 	for name, set := range no {

@@ -264,9 +264,6 @@ func TestFlagsAndListener(t *testing.T) {
 	if err != nil || f.Listener || f.ListenerPath != "" || f.Flags != unix.SECCOMP_FILTER_FLAG_TSYNC|unix.SECCOMP_FILTER_FLAG_LOG|unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW {
 		t.Errorf("without a rule that notifies: %+v, %v", f, err)
 	}
-	if _, err := Compile(p); err == nil {
-		t.Error("flags were lost")
-	}
 	p.Syscalls = []specs.LinuxSyscall{{Names: []string{"mkdir"}, Action: specs.ActNotify}}
 	f, err = Build(p)
 	if err != nil || !f.Listener || f.ListenerPath != p.ListenerPath || f.ListenerMetadata != "m" || f.Flags&unix.SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 {
@@ -276,7 +273,7 @@ func TestFlagsAndListener(t *testing.T) {
 
 func BenchmarkCompileDefault(b *testing.B) {
 	for b.Loop() {
-		if _, err := Compile(Default(nil)); err != nil {
+		if _, err := Build(Default(nil)); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -285,11 +282,11 @@ func BenchmarkCompileDefault(b *testing.B) {
 // BenchmarkLoad loads the default policy: as it is compiled, and as the chain of
 // comparisons that libseccomp writes.
 func BenchmarkLoad(b *testing.B) {
-	tree, err := Compile(Default(nil))
+	tree, err := Build(Default(nil))
 	if err != nil {
 		b.Fatal(err)
 	}
-	for name, prog := range map[string][]byte{"tree": tree, "chain": chain()} {
+	for name, prog := range map[string][]byte{"tree": tree.Program, "chain": chain()} {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
 				b.StopTimer()

@@ -55,7 +55,15 @@ func flags(names []specs.LinuxSeccompFlag, listener bool) (bits uint, err error)
 	return bits | unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, nil
 }
 
-// Flags are those of runtime-spec that this kernel takes.
+// KnownFlags are those of runtime-spec that Build knows, whatever the kernel has.
+func KnownFlags() (names []specs.LinuxSeccompFlag) {
+	for _, f := range knownFlags() {
+		names = append(names, f.name)
+	}
+	return names
+}
+
+// Flags are those of KnownFlags that this kernel takes.
 func Flags() (names []specs.LinuxSeccompFlag) {
 	for _, f := range knownFlags() {
 		if kernelTakes(f.bits) {

@@ -85,18 +85,6 @@ func build(goarch string, p *specs.LinuxSeccomp) (*Filter, error) {
 	return f, nil
 }
 
-// Compile is the program of a policy that needs neither flags nor a listener.
-func Compile(p *specs.LinuxSeccomp) ([]byte, error) {
-	f, err := Build(p)
-	if err != nil {
-		return nil, err
-	}
-	if f.Flags != 0 {
-		return nil, fmt.Errorf("compile seccomp policy: flags %#x are for a caller of Build", f.Flags)
-	}
-	return f.Program, nil
-}
-
 // program lays the architectures out one after the other:
 //
 //	arch == first?  → first's numbers
