@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"strings"
 	"testing"
 	"time"
@@ -207,6 +208,83 @@ func TestLoopbackIsUpWithoutANetwork(t *testing.T) {
 			t.Errorf("user namespace %s: flags of lo are %q, want %q", userns, flags, up)
 		}
 	}
+}
+
+// As in Docker: ping needs no capability, and low ports need no root. (busybox's ping
+// knows raw sockets only, for which a container needs NET_RAW.)
+func TestPingAndLowPortsWithoutCapabilities(t *testing.T) {
+	e := newEngine(t)
+	const group = "/proc/sys/net/ipv4/ping_group_range"
+	before, err := os.ReadFile(group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, userns := range []string{UserNSAuto, UserNSHost} {
+		c := sh("httpd -p 80 -h /tmp && sleep 600")
+		c.User, c.UserNS, c.Network, c.Security.CapDrop = "plain", userns, network.Default, []string{"ALL"}
+		made, err := e.Run(t.Context(), c, Stdio{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := e.load(made.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gid := 1000
+		if ids := r.idRange(); ids != nil {
+			gid += int(ids.Base)
+		}
+		if err := pingInside(made.Pid, gid, made.Address.As4()); err != nil {
+			t.Errorf("user namespace %s: %v", userns, err)
+		}
+		eventually(t, "somebody at port 80", func() bool {
+			conn, err := net.DialTimeout("tcp", net.JoinHostPort(made.Address.String(), "80"), time.Second)
+			if err == nil {
+				conn.Close()
+			}
+			return err == nil
+		})
+	}
+	c := sh("cat " + group)
+	c.Network = NetworkHost
+	if text := output(t, e, c); text != string(before) {
+		t.Errorf("the host's groups that may ping were %q and are %q", before, text)
+	}
+}
+
+// pingInside sends an echo request as a group of the container (icmp(7)).
+func pingInside(pid, gid int, to [4]byte) error {
+	done := make(chan error, 1)
+	go func() {
+		goruntime.LockOSThread() // and no unlocking: the thread ends in its network and group
+		done <- func() error {
+			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+			if err != nil {
+				return err
+			}
+			defer ns.Close()
+			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+				return err
+			}
+			if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(gid), uintptr(gid), uintptr(gid)); e != 0 {
+				return e
+			}
+			s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
+			if err != nil {
+				return fmt.Errorf("open a socket for ping: %w", err)
+			}
+			defer unix.Close(s)
+			echo := []byte{8, 0, 0, 0, 0, 0, 0, 1}
+			if err := unix.Sendto(s, echo, 0, &unix.SockaddrInet4{Addr: to}); err != nil {
+				return fmt.Errorf("ping: %w", err)
+			}
+			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(s), Events: unix.POLLIN}}, 5000); n != 1 {
+				return fmt.Errorf("no answer to ping: %w", err)
+			}
+			return nil
+		}()
+	}()
+	return <-done
 }
 
 func TestHostReachesContainer(t *testing.T) {
