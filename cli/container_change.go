@@ -28,13 +28,14 @@ func renameCommand(env *Env) *cobra.Command {
 type updateFlags struct {
 	config                                sandbox.ContainerConfig
 	memory, memorySwap, memoryReservation string
+	restart                               string
 }
 
 func updateCommand(env *Env) *cobra.Command {
 	f := updateFlags{}
 	c := &cobra.Command{
 		Use:   "update [flags] CONTAINER...",
-		Short: "Change the limits of containers, running or not",
+		Short: "Change limits and restart policy of containers, running or not",
 		Args:  cobra.MinimumNArgs(1),
 	}
 	flags, r := c.Flags(), &f.config.Resources
@@ -49,12 +50,17 @@ func updateCommand(env *Env) *cobra.Command {
 	flags.StringVar(&r.CpusetCPUs, "cpuset-cpus", "", "processors they may use, such as 0-2,5")
 	flags.StringVar(&r.CpusetMems, "cpuset-mems", "", "memory nodes they may use")
 	flags.Uint16Var(&r.BlkioWeight, "blkio-weight", 0, "weight of block io, 10 to 1000")
+	flags.StringVar(&f.restart, "restart", "", "when they are started again: no, always, unless-stopped, on-failure[:count]")
 	c.RunE = withEngine(env, func(ctx context.Context, e *sandbox.Engine, args []string) error {
 		if err := f.complete(); err != nil {
 			return err
 		}
 		return forEach(env, args, func(ref string) error {
-			return e.Update(ctx, ref, func(config *sandbox.ContainerConfig) { f.apply(c, config) })
+			warning, err := e.Update(ctx, ref, func(config *sandbox.ContainerConfig) { f.apply(c, config) })
+			if warning != "" {
+				fmt.Fprintln(env.Stderr, "warning: "+warning)
+			}
+			return err
 		})
 	})
 	return c
@@ -66,6 +72,9 @@ func (f *updateFlags) complete() error {
 		return err
 	}
 	var err error
+	if f.config.Restart, err = sandbox.ParseRestart(f.restart); err != nil {
+		return usage("--restart: %w", err)
+	}
 	if f.config.Memory, err = parseSize(f.memory); err != nil {
 		return fmt.Errorf("--memory: %w", err)
 	}
@@ -84,6 +93,7 @@ func (f *updateFlags) apply(c *cobra.Command, to *sandbox.ContainerConfig) {
 		"cpu-period":   func() { to.Resources.CPUPeriod = from.Resources.CPUPeriod },
 		"cpuset-cpus":  func() { to.Resources.CpusetCPUs = from.Resources.CpusetCPUs },
 		"cpuset-mems":  func() { to.Resources.CpusetMems = from.Resources.CpusetMems },
+		"restart":      func() { to.Restart = from.Restart },
 		"blkio-weight": func() { to.Resources.BlkioWeight = from.Resources.BlkioWeight },
 	} {
 		if c.Flags().Changed(flag) {

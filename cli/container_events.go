@@ -147,7 +147,7 @@ func eventMatches(ev events.Event, key, value string) bool {
 	case "container":
 		return ev.Attributes["name"] == value || strings.HasPrefix(ev.ID, value)
 	case "event":
-		return ev.Action == value
+		return ev.Action == value || strings.HasPrefix(ev.Action, value+":") // health_status: healthy
 	case "image":
 		have := ev.Attributes["image"]
 		return have == value || have == value+":latest" || have+":latest" == value

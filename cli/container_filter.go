@@ -16,7 +16,7 @@ type filter func(value string) (func(sandbox.Container) bool, error)
 // filters are those of ps, by key.
 func filters() map[string]filter {
 	return map[string]filter{
-		"ancestor": filterAncestor, "exited": filterExited, "id": filterID, "label": filterLabel,
+		"ancestor": filterAncestor, "exited": filterExited, "health": filterHealth, "id": filterID, "label": filterLabel,
 		"name": filterName, "network": filterNetwork, "status": filterStatus, "volume": filterVolume,
 	}
 }
@@ -75,6 +75,18 @@ func filterExited(value string) (func(sandbox.Container) bool, error) {
 	return func(c sandbox.Container) bool { return c.State == "stopped" && c.ExitKnown && c.ExitCode == code }, nil
 }
 
+func filterHealth(value string) (func(sandbox.Container) bool, error) {
+	if !slices.Contains([]string{"none", sandbox.HealthStarting, sandbox.HealthHealthy, sandbox.HealthUnhealthy}, value) {
+		return nil, usage("--filter health=%s: want starting, healthy, unhealthy or none", value)
+	}
+	return func(c sandbox.Container) bool {
+		if c.Health == nil {
+			return value == "none"
+		}
+		return c.Health.Status == value
+	}, nil
+}
+
 func filterID(value string) (func(sandbox.Container) bool, error) {
 	return func(c sandbox.Container) bool { return strings.HasPrefix(c.ID, value) }, nil
 }
@@ -100,12 +112,12 @@ func filterNetwork(value string) (func(sandbox.Container) bool, error) {
 }
 
 func filterStatus(value string) (func(sandbox.Container) bool, error) {
-	states := []string{"created", "running", "paused", "stopped", "dead"}
+	states := []string{"created", "running", "paused", sandbox.StateRestarting, "stopped", "dead"}
 	if value == "exited" {
 		value = "stopped"
 	}
 	if !slices.Contains(states, value) {
-		return nil, usage("--filter status=%s: want created, running, paused, exited or dead", value)
+		return nil, usage("--filter status=%s: want created, running, paused, restarting, exited or dead", value)
 	}
 	return func(c sandbox.Container) bool { return c.State == value }, nil
 }

@@ -80,13 +80,19 @@ func TestPsFiltersAndFormats(t *testing.T) {
 	c := newConsole(t)
 	c.ok("run", "--name", "ended", "--network", "none", "-l", "tier=web", "-l", "x", "busybox", "true")
 	c.ok("create", "--name", "idle", "--network", "none", "-v", "vol:/v", "busybox")
+	c.ok("update", "--restart", "on-failure:2", "idle")
+	if out := c.ok("inspect", "--format", "{{.HostConfig.RestartPolicy.Name}}", "idle"); out != "on-failure\n" {
+		t.Errorf("restart policy %q", out)
+	}
+	c.ok("create", "--name", "checked", "--network", "none", "--health-cmd", "true", "busybox")
 	names := func(args ...string) string {
 		return strings.Join(strings.Fields(c.ok(append([]string{"ps", "-a", "--format", "{{.Names}}"}, args...)...)), " ")
 	}
 	for want, filters := range map[string][]string{
-		"idle ended": {"ancestor=busybox"}, "ended": {"exited=0"}, "idle": {"status=created"}, "": {"label=tier=db"},
-		"ended ": {"label=tier=web", "label=x"}, "idle ": {"volume=vol"}, "ended  ": {"name=^end"}, "idle ended ": {"status=created", "status=exited"},
-		" ": {"label=tier=web", "label=y"}, "idle ended  ": {"network=none"},
+		"idle ended": {"health=none"}, "checked": {"health=starting"}, " checked": {"health=starting", "health=healthy"},
+		" idle ended": {"ancestor=busybox", "health=none"}, "ended": {"exited=0"}, "idle": {"status=created", "health=none"}, "": {"label=tier=db"},
+		"ended ": {"label=tier=web", "label=x"}, "idle ": {"volume=vol"}, "ended  ": {"name=^end"}, "idle ended ": {"status=created", "status=exited", "health=none"},
+		" ": {"label=tier=web", "label=y"}, "checked idle ended": {"network=none"},
 	} {
 		var args []string
 		for _, f := range filters {
@@ -96,7 +102,7 @@ func TestPsFiltersAndFormats(t *testing.T) {
 			t.Errorf("%v: %q, want %q", filters, got, want)
 		}
 	}
-	if got := names("-n", "1"); got != "idle" {
+	if got := names("-n", "1"); got != "checked" {
 		t.Errorf("the last one is %q", got)
 	}
 	if out := c.ok("ps", "-a", "--format", `table {{.Names}}\t{{.Label "tier"}}`, "-f", "name=ended"); out != "NAMES     tier\nended     web\n" {
@@ -105,7 +111,7 @@ func TestPsFiltersAndFormats(t *testing.T) {
 	if out := c.ok("ps", "-as"); !strings.Contains(out, "(virtual ") {
 		t.Errorf("sizes %q", out)
 	}
-	for _, bad := range []string{"bogus=1", "status=odd", "exited=x", "name=["} {
+	for _, bad := range []string{"bogus=1", "status=odd", "health=odd", "exited=x", "name=["} {
 		if code := c.code("ps", "--filter", bad); code != exitUsage {
 			t.Errorf("filter %s: exit code %d", bad, code)
 		}
@@ -118,7 +124,7 @@ func TestPsFiltersAndFormats(t *testing.T) {
 		t.Errorf("pruned %q", out)
 	}
 	var usage sandbox.DiskUsage
-	if err := json.Unmarshal([]byte(c.ok("system", "df", "--json")), &usage); err != nil || usage.Containers.Total != 1 {
+	if err := json.Unmarshal([]byte(c.ok("system", "df", "--json")), &usage); err != nil || usage.Containers.Total != 2 {
 		t.Errorf("usage %+v, %v", usage, err)
 	}
 }

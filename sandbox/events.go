@@ -42,8 +42,8 @@ func (e *Engine) emitID(id, action string, pairs ...string) {
 // emitEnd records an end at its own time: it may be noticed late.
 func (e *Engine) emitEnd(r *record, exit runtime.Exit) {
 	at := exit.At.UTC()
-	if exit.OOM {
-		e.emitAt(r, at, "oom")
+	if exit.OOM || exit.OOMKills > 0 { // the end by it, or only some process before the end
+		e.emitAt(r, at, "oom", "kills", strconv.Itoa(exit.OOMKills))
 	}
 	code := strconv.Itoa(exit.Code)
 	if !exit.Known {

@@ -130,13 +130,13 @@ func TestUpdateStatsTop(t *testing.T) {
 	if s, err := e.Stats(t.Context(), made.ID); err != nil || s.Memory.Limit != 32<<20 || s.Pids.Current == 0 || len(s.Network) != 1 {
 		t.Errorf("stats %+v, %v", s, err)
 	}
-	if err := e.Update(t.Context(), made.ID, func(c *ContainerConfig) { c.Memory, c.Pids = 64<<20, 33 }); err != nil {
+	if _, err := e.Update(t.Context(), made.ID, func(c *ContainerConfig) { c.Memory, c.Pids = 64<<20, 33 }); err != nil {
 		t.Fatal(err)
 	}
 	if s, err := e.Stats(t.Context(), made.ID); err != nil || s.Memory.Limit != 64<<20 || s.Pids.Limit != 33 {
 		t.Errorf("stats after the update: %+v, %v", s, err)
 	}
-	if err := e.Update(t.Context(), made.ID, func(c *ContainerConfig) { c.Memory = 1 }); err == nil {
+	if _, err := e.Update(t.Context(), made.ID, func(c *ContainerConfig) { c.Memory = 1 }); err == nil {
 		t.Error("a limit of one byte: no error")
 	}
 	if got := mustState(t, e, made.ID, "running"); got.Config.Memory != 64<<20 {

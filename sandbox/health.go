@@ -123,7 +123,7 @@ func (e *Engine) probe(ctx context.Context, r *record, c Container) (soon bool, 
 	if err != nil {
 		return false, err
 	}
-	starting := time.Since(c.Started) < check.StartPeriod
+	before, starting := h.Status, time.Since(c.Started) < check.StartPeriod
 	h.add(result, starting, check.Retries)
 	data, err := json.Marshal(h)
 	if err != nil {
@@ -131,6 +131,9 @@ func (e *Engine) probe(ctx context.Context, r *record, c Container) (soon bool, 
 	}
 	// After a power cut the container is not what was checked, so no disk is waited for.
 	err = atomicfile.Replace(filepath.Join(e.dir(r.ID), healthFile), data, 0o600)
+	if err == nil && h.Status != before {
+		e.emit(r, "health_status: "+h.Status)
+	}
 	return starting && h.Status == HealthStarting, err
 }
 

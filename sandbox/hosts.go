@@ -122,6 +122,20 @@ func (e *Engine) introduce(ctx context.Context, changed []NetworkEndpoint) error
 	return nil
 }
 
+// tellItself writes one container's hosts file, whatever networks it is in.
+func (e *Engine) tellItself(ctx context.Context, id string) error {
+	l, err := waitLock(ctx, filepath.Join(e.root, hostsLock), unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer l.Unlock()
+	all, err := e.networks.List()
+	if err != nil {
+		return err
+	}
+	return e.tell(id, all)
+}
+
 // tell writes one container's hosts file.
 func (e *Engine) tell(id string, all []network.Network) error {
 	r, err := e.load(id)

@@ -125,7 +125,7 @@ func (e *Engine) liveConfig(r *record, c *runtime.Config) error {
 		return nil
 	}
 	if len(e.callback) == 0 {
-		return errors.New("restart policies and health checks need a program that the monitor can call back: this engine has none")
+		return errNoCallback()
 	}
 	s, err := e.loadLife(r.ID)
 	if err != nil {
@@ -145,6 +145,10 @@ func (e *Engine) liveConfig(r *record, c *runtime.Config) error {
 		}
 	}
 	return nil
+}
+
+func errNoCallback() error {
+	return errors.New("restart policies and health checks need a program that the monitor can call back: this engine has none")
 }
 
 // events is the cgroup of the programs that monitors call back.

@@ -8,10 +8,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"naru/sandbox/image"
 	"naru/sandbox/runtime"
@@ -276,6 +279,52 @@ func TestHealth(t *testing.T) {
 	}
 	if err := e.Unpause(t.Context(), id); err == nil {
 		t.Error("a running container was unpaused")
+	}
+	happened := recorded(t, e, id)
+	for _, want := range []string{"health_status: unhealthy", "health_status: healthy", "pause", "unpause"} {
+		at := slices.Index(happened, want)
+		if at < 0 {
+			t.Fatalf("no %s, or not in this order, among the events %v", want, recorded(t, e, id))
+		}
+		happened = happened[at+1:]
+	}
+}
+
+// TestUpdateRestart gives policies to what was started without one.
+func TestUpdateRestart(t *testing.T) {
+	e := livingEngine(t)
+	to := func(policy string) func(*ContainerConfig) {
+		return func(c *ContainerConfig) { c.Restart = Restart{Policy: policy} }
+	}
+	id := run(t, e, sh("until rm /end 2>/dev/null; do sleep 0.02; done; exit 4")).ID
+	warning, err := e.Update(t.Context(), id, to(RestartAlways))
+	if err != nil || !strings.Contains(warning, "policy always") {
+		t.Errorf("a container whose monitor does not call back: %q, %v", warning, err)
+	}
+	if err := e.Restart(t.Context(), id, -1); err != nil {
+		t.Fatal(err)
+	}
+	first := get(t, e, id).Started
+	if _, err := e.Exec(t.Context(), id, ExecOptions{Args: []string{"touch", "/end"}}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a restart", func() bool { c := get(t, e, id); return c.State == "running" && c.Started.After(first) })
+	if warning, err = e.Update(t.Context(), id, to(RestartNo)); err != nil || warning != "" {
+		t.Errorf("%q, %v", warning, err)
+	}
+	if err := e.Kill(t.Context(), id, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	mustState(t, e, id, "stopped")
+	if warning, err = e.Update(t.Context(), id, to(RestartAlways)); err != nil || warning != "" {
+		t.Errorf("%q, %v", warning, err)
+	}
+	if err := e.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mustState(t, e, id, "stopped") // nobody has started it
+	if _, err := e.Update(t.Context(), id, to("sometimes")); err == nil {
+		t.Error("no error")
 	}
 }
 

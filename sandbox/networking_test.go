@@ -98,6 +98,15 @@ func TestNamesFollowWhoComesAndGoes(t *testing.T) {
 			t.Errorf("the client cannot reach %s: %d, %v", name, code, err)
 		}
 	}
+	if err := errors.Join(e.Rename(t.Context(), two.ID, "second"), e.Rename(t.Context(), client.ID, "user")); err != nil {
+		t.Fatal(err)
+	}
+	if lines("two") != 0 || lines("second") != 2 || lines("user") != 3 || !strings.Contains(hostsOf(t, e, far.ID), "user") {
+		t.Errorf("after two names have changed:\n%s\n%s", hostsOf(t, e, client.ID), hostsOf(t, e, far.ID))
+	}
+	if err := errors.Join(e.Rename(t.Context(), two.ID, "two"), e.Rename(t.Context(), client.ID, "client")); err != nil {
+		t.Fatal(err)
+	}
 	if err := e.Stop(t.Context(), two.ID, -1); err != nil {
 		t.Fatal(err)
 	}

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Rename gives a container another name. The names that other containers know it by
-// change when it is started again.
+// Rename gives a container another name, by which the members of its networks know
+// it from now on.
 func (e *Engine) Rename(ctx context.Context, ref, name string) error {
 	if err := checkName(name); err != nil {
 		return err
@@ -35,7 +35,30 @@ func (e *Engine) Rename(ctx context.Context, ref, name string) error {
 		return fmt.Errorf("rename container %s: %w", old, err)
 	}
 	e.emit(r, "rename", "oldName", old)
+	if err := e.reintroduce(ctx, r); err != nil {
+		return fmt.Errorf("rename container %s: tell its networks: %w", old, err)
+	}
 	return nil
+}
+
+// reintroduce tells the networks of a running container its name, itself included.
+// One that does not run is introduced at its start.
+func (e *Engine) reintroduce(ctx context.Context, r *record) error {
+	var now attached
+	if found, err := loadRun(e.addressFile(r.ID), &now); err != nil || !found {
+		return err
+	}
+	if err := e.networks.Rename(ctx, r.ID, r.Name); err != nil {
+		return err
+	}
+	if err := e.tellItself(ctx, r.ID); err != nil {
+		return err
+	}
+	list, err := e.endpoints(r)
+	if err != nil {
+		return err
+	}
+	return e.introduce(ctx, list)
 }
 
 // rename claims the new name, writes it down, and gives the old one back. The root's

@@ -129,6 +129,10 @@ func (e *Engine) again(ctx context.Context, r *record) error {
 	if err != nil {
 		return err
 	}
+	if r, err = e.load(r.ID); err != nil { // its policy may be another one now
+		l.Unlock()
+		return err
+	}
 	return e.againLocked(ctx, r, l, false)
 }
 
@@ -197,7 +201,11 @@ func (e *Engine) Restart(ctx context.Context, ref string, grace time.Duration) e
 	if err != nil {
 		return fmt.Errorf("restart container %s: %w", short(id), err)
 	}
-	return e.goOn(ctx, id, &pending{rt: rt, lock: l})
+	if err := e.goOn(ctx, id, &pending{rt: rt, lock: l}); err != nil {
+		return err
+	}
+	e.emit(r, "restart")
+	return nil
 }
 
 // pendingRestart says whether a restart is on its way: the monitor waits its delay
@@ -281,6 +289,7 @@ func (e *Engine) freeze(ctx context.Context, ref, what string, do func(*runtime.
 	if err := do(rt, ctx); err != nil {
 		return fmt.Errorf("%s container %s: %w", what, short(id), err)
 	}
+	e.emitID(id, what)
 	return nil
 }
 

@@ -43,6 +43,35 @@ func (k *kernel) detach(ctx context.Context, container string) error {
 	})
 }
 
+// Rename changes the Hostname of a container in all networks of the root.
+func (m *Manager) Rename(ctx context.Context, container, hostname string) error {
+	if err := checkName("hostname", hostname, maxHostname); err != nil {
+		return fmt.Errorf("rename %s: %w", container, err)
+	}
+	k, err := m.open(ctx)
+	if err != nil {
+		return fmt.Errorf("rename %s: %w", container, err)
+	}
+	defer k.close()
+	err = k.eachRecord(container, func(network string, r record) error {
+		r.Hostname = hostname
+		link, err := findLink(k.h, r.Link)
+		if err != nil {
+			return err
+		}
+		if link != nil { // else it goes with a namespace that is gone
+			if err := k.h.LinkSetAlias(link, k.vethAlias(network, r)); err != nil {
+				return err
+			}
+		}
+		return k.putRecord(network, r)
+	})
+	if err != nil {
+		return fmt.Errorf("rename %s: %w", container, err)
+	}
+	return nil
+}
+
 // alive says whether the container's process is still the one that was attached.
 func alive(r record) bool { return r.NetNS != 0 && netnsInode(r.Pid) == r.NetNS }
 
