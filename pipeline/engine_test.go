@@ -208,6 +208,16 @@ func TestSickReleaseSaysWhy(t *testing.T) {
 	}
 }
 
+func TestWarningsAreInTheLog(t *testing.T) {
+	w := newWorld(t)
+	var log strings.Builder
+	w.log, w.warnings = &log, []string{"no user namespace"}
+	w.firstRelease(testApp(2))
+	if n := strings.Count(log.String(), ": warning: no user namespace\n"); n != 3 {
+		t.Errorf("%d warnings of two web replicas and a worker in the log:\n%s", n, log.String())
+	}
+}
+
 func TestCancel(t *testing.T) {
 	for _, tt := range []struct {
 		at    string

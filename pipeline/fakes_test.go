@@ -31,6 +31,8 @@ type world struct {
 	failOn   string          // one operation fails: "start 2", "route 1", …
 	count    map[string]int
 	violated []string // promises that were broken
+	warnings []string // of every replica
+	log      io.Writer
 }
 
 type fakeReplica struct {
@@ -41,7 +43,7 @@ type fakeReplica struct {
 func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, replicas: map[string]*fakeReplica{}, retired: map[netip.AddrPort]bool{},
-		entries: map[string][]Entry{}, sick: map[string]bool{}, count: map[string]int{},
+		entries: map[string][]Entry{}, sick: map[string]bool{}, count: map[string]int{}, log: io.Discard,
 	}
 	t.Cleanup(func() {
 		for _, r := range w.replicas {
@@ -105,7 +107,7 @@ func (w *world) Start(_ context.Context, s ReplicaSpec) (Replica, error) {
 	go srv.Serve(l)
 	w.replicas[s.Name] = &fakeReplica{server: srv, Replica: Replica{
 		Name: s.Name, App: s.App, Process: s.Process.Name, Release: s.Release, Running: true,
-		Address: l.Addr().(*net.TCPAddr).AddrPort(),
+		Address: l.Addr().(*net.TCPAddr).AddrPort(), Warnings: w.warnings,
 	}}
 	return w.replicas[s.Name].Replica, w.op("start")
 }
@@ -247,7 +249,7 @@ func (w *world) deploy(id string, app App, point func(string)) (o Outcome) {
 		Source: w, Builder: w, Target: w, Router: w, Journal: w, Releases: w,
 		Scratch: w.t.TempDir(), Point: point,
 	}
-	job := Job{Deployment: Deployment{ID: id, App: app.Name, Trigger: Trigger{Kind: Manual, Force: true}}, App: app, Live: w.liveRelease(), Log: io.Discard}
+	job := Job{Deployment: Deployment{ID: id, App: app.Name, Trigger: Trigger{Kind: Manual, Force: true}}, App: app, Live: w.liveRelease(), Log: w.log}
 	for {
 		if done := attempt(e, job, &o); done {
 			return o

@@ -132,7 +132,15 @@ func (r *run) launch(ctx context.Context, rel *Release, proc, name string) (Repl
 	if err != nil {
 		return got, fmt.Errorf("start %s: %w", name, err)
 	}
+	r.warn(got)
 	return got, r.ready(ctx, *p, got)
+}
+
+// warn puts into the log what the target has to say about a replica.
+func (r *run) warn(of Replica) {
+	for _, w := range of.Warnings {
+		r.say("%s: warning: %s", of.Name, w)
+	}
 }
 
 // replicaName is the name of the i-th new replica of a process. It carries the
@@ -158,6 +166,7 @@ func (r *run) start(ctx context.Context, b batch) error {
 			where = " at " + got.Address.String()
 		}
 		r.say("%s started%s", got.Name, where)
+		r.warn(got)
 	}
 	return nil
 }

@@ -163,6 +163,8 @@ type Replica struct {
 	Release int            `json:"release"`
 	Running bool           `json:"running"`
 	Address netip.AddrPort `json:"address,omitzero"` // zero for a process without a port
+	// Warnings say where it is less confined, or can do less, than it was meant to.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // ReplicaSpec is what a target needs to run one replica.

@@ -140,6 +140,9 @@ func (t *Target) Run(ctx context.Context, s pipeline.ReplicaSpec, command []stri
 	}
 	made, err := t.engine.Run(ctx, c, sandbox.Stdio{Stdout: out, Stderr: out})
 	if err == nil {
+		for _, w := range made.Warnings {
+			_, _ = fmt.Fprintf(out, "naru: warning: %s\n", w) // a broken log is the command's to notice
+		}
 		var exit runtime.Exit
 		exit, err = t.engine.Wait(ctx, made.ID)
 		code = exit.Code
@@ -201,6 +204,7 @@ func hostname(name string) string {
 func replica(c sandbox.Container) pipeline.Replica {
 	r := pipeline.Replica{
 		Name: c.Name, App: c.Labels[LabelApp], Process: c.Labels[LabelProcess], Running: c.State == string(runtime.Running),
+		Warnings: c.Warnings,
 	}
 	// Our own labels: a foreign one gives release 0, which is no release.
 	r.Release, _ = strconv.Atoi(c.Labels[LabelRelease])

@@ -58,6 +58,12 @@ func TestHostnames(t *testing.T) {
 	}
 }
 
+func TestWarningsAreNotLost(t *testing.T) {
+	if got := replica(sandbox.Container{Warnings: []string{"no user namespace"}}).Warnings; len(got) != 1 || got[0] != "no user namespace" {
+		t.Errorf("the replica says %q", got)
+	}
+}
+
 // busybox is a root file system of the host's static busybox.
 func busybox(t *testing.T) io.Reader {
 	t.Helper()

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -152,7 +153,7 @@ func answers(t *testing.T, s Subject) {
 		t.Errorf("the second answers %q", got)
 	}
 	listed, ok := s.find(t, one.Name)
-	if !ok || listed != one {
+	if !ok || !reflect.DeepEqual(listed, one) {
 		t.Errorf("started as %+v, listed as %+v", one, listed)
 	}
 }
@@ -162,7 +163,7 @@ func startTwice(t *testing.T, s Subject) {
 	if got := get(t, first); got != "first" {
 		t.Fatalf("it answers %q", got)
 	}
-	if again := s.start(t, s.web("shop.web.1", "second")); again != first {
+	if again := s.start(t, s.web("shop.web.1", "second")); !reflect.DeepEqual(again, first) {
 		t.Errorf("started as %+v, again as %+v", first, again)
 	}
 	if got := get(t, first); got != "first" {
