@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -258,6 +259,40 @@ func TestDetachedIsRemovedByItsMonitor(t *testing.T) {
 	for c.code("inspect", "gone") == 0 || c.ok("inspect", "-f", "{{.RestartCount}} {{.State.Status}} {{.State.ExitCode}}", "again") != "1 exited 4\n" {
 		if time.Now().After(deadline) {
 			t.Fatal(c.ok("ps", "-a"))
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
+func TestMonitorsNeedNoRegistries(t *testing.T) {
+	c := newConsole(t)
+	c.ok("run", "-d", "--restart", "on-failure:1", "--name", "again", "--network", "none", "busybox", "sh", "-c", "until [ -e /go ]; do sleep 0.02; done; exit 4")
+	registries := filepath.Join(c.root, "registries.yaml")
+	if err := os.WriteFile(registries, []byte("nonsense: ["), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(registries)
+	if code := c.code("ps"); code == 0 {
+		t.Error("nobody has read registries.yaml")
+	}
+	e, err := sandbox.Open(sandbox.Options{Root: c.root, Run: c.run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Exec(t.Context(), "again", sandbox.ExecOptions{Args: []string{"sh", "-c", ": >/go"}}); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		got, err := e.Get(t.Context(), "again")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Restarts == 1 && got.State == "stopped" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("it is not started again: %+v", got)
 		}
 		<-time.After(20 * time.Millisecond)
 	}

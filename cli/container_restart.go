@@ -79,12 +79,16 @@ func calledCommand(env *Env) *cobra.Command {
 		Short:  "Look after a container whose monitor asks for it",
 		Hidden: true,
 		Args:   cobra.ExactArgs(1),
-		RunE: withEngine(env, func(ctx context.Context, e *sandbox.Engine, args []string) error {
-			soon, err := e.Called(ctx, args[0])
+		RunE: func(c *cobra.Command, args []string) error {
+			e, err := openWithoutRegistries(env)
+			if err != nil {
+				return err
+			}
+			soon, err := e.Called(c.Context(), args[0])
 			if err == nil && soon {
 				return &ExitError{Code: runtime.CallbackSoon}
 			}
 			return err
-		}),
+		},
 	}
 }
