@@ -197,7 +197,7 @@ func attachCommand(env *Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return follow(ctx, env, e, c, a, f)
+			return follow(ctx, env, watched{e, c, a}, f)
 		}),
 	}
 	c.Flags().BoolVar(&f.noStdin, "no-stdin", false, "do not pass standard input on")
@@ -206,14 +206,21 @@ func attachCommand(env *Env) *cobra.Command {
 	return c
 }
 
+// watched is a container that somebody looks at.
+type watched struct {
+	engine     *sandbox.Engine
+	container  sandbox.Container
+	attachment *runtime.Attachment
+}
+
 // follow shows an attached container until it ends, and ends with its exit code; or
 // until the person leaves.
-func follow(ctx context.Context, env *Env, e *sandbox.Engine, c sandbox.Container, a *runtime.Attachment, f attachFlags) error {
-	err := connect(ctx, env, e, c, a, f)
+func follow(ctx context.Context, env *Env, w watched, f attachFlags) error {
+	err := connect(ctx, env, w, f)
 	if errors.Is(err, errDetached) {
 		return nil
 	}
-	code, over := a.ExitCode()
+	code, over := w.attachment.ExitCode()
 	if err == nil && over && code != 0 {
 		return &ExitError{Code: code}
 	}
@@ -221,7 +228,8 @@ func follow(ctx context.Context, env *Env, e *sandbox.Engine, c sandbox.Containe
 }
 
 // connect runs a session with an attached container.
-func connect(ctx context.Context, env *Env, e *sandbox.Engine, c sandbox.Container, a *runtime.Attachment, f attachFlags) error {
+func connect(ctx context.Context, env *Env, w watched, f attachFlags) error {
+	c, a := w.container, w.attachment
 	keys, err := parseKeys(f.keys)
 	if err != nil {
 		return errors.Join(usage("%w", err), a.Close())
@@ -249,7 +257,7 @@ func connect(ctx context.Context, env *Env, e *sandbox.Engine, c sandbox.Contain
 		signals := make(chan os.Signal, 16)
 		signal.Notify(signals, proxied()...)
 		defer signal.Stop(signals)
-		go forward(ctx, e, c.ID, signals)
+		go forward(ctx, w.engine, c.ID, signals)
 	}
 	err = a.Copy(env.Stdout, env.Stderr)
 	select {
@@ -297,7 +305,7 @@ func runInteractive(ctx context.Context, env *Env, e *sandbox.Engine, f *runFlag
 		code = end.Code
 		exit <- err
 	}()
-	err = connect(ctx, env, e, c, a, attachFlags{sigProxy: f.life.sigProxy, keys: f.life.detachKeys})
+	err = connect(ctx, env, watched{e, c, a}, attachFlags{sigProxy: f.life.sigProxy, keys: f.life.detachKeys})
 	if errors.Is(err, errDetached) {
 		return nil
 	}

@@ -13,15 +13,23 @@ import (
 	"naru/sandbox"
 )
 
-// execPipes runs a command with our streams at the other end of pipes.
-func execPipes(ctx context.Context, env *Env, e *sandbox.Engine, ref string, f execFlags, o sandbox.ExecOptions) (int, error) {
-	streams, err := openStreams(env, f.stdin)
+// execution is one command in a running container.
+type execution struct {
+	engine  *sandbox.Engine
+	ref     string // of the container
+	flags   execFlags
+	options sandbox.ExecOptions
+}
+
+// onPipes runs the command with our streams at the other end of pipes.
+func (x execution) onPipes(ctx context.Context, env *Env) (int, error) {
+	streams, err := openStreams(env, x.flags.stdin)
 	if err != nil {
 		return 0, engineError(err)
 	}
 	defer streams.drain()
-	o.Stdin, o.Stdout, o.Stderr = streams.stdin, streams.stdout, streams.stderr
-	return e.Exec(ctx, ref, o)
+	x.options.Stdin, x.options.Stdout, x.options.Stderr = streams.stdin, streams.stdout, streams.stderr
+	return x.engine.Exec(ctx, x.ref, x.options)
 }
 
 // setSize sets the window of a terminal. Fd would make it a blocking file, also for
@@ -36,9 +44,10 @@ func setSize(master *os.File, rows, columns uint16) error {
 	}), err)
 }
 
-// execTerminal runs a command on a terminal of its own. When the person leaves it by
+// onTerminal runs the command on a terminal of its own. When the person leaves it by
 // the detach keys, the command goes on.
-func execTerminal(ctx context.Context, env *Env, e *sandbox.Engine, ref string, f execFlags, o sandbox.ExecOptions) (int, error) {
+func (x execution) onTerminal(ctx context.Context, env *Env) (int, error) {
+	f, o := x.flags, x.options
 	keys, err := parseKeys(f.detachKeys)
 	if err != nil {
 		return 0, usage("%w", err)
@@ -74,7 +83,7 @@ func execTerminal(ctx context.Context, env *Env, e *sandbox.Engine, ref string, 
 	}
 	ended := make(chan result, 1)
 	go func() {
-		code, err := e.Exec(ctx, ref, o)
+		code, err := x.engine.Exec(ctx, x.ref, o)
 		ended <- result{code, err}
 	}()
 	select {

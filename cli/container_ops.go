@@ -123,15 +123,16 @@ func execIn(ctx context.Context, env *Env, e *sandbox.Engine, f execFlags, args 
 	if err != nil {
 		return engineError(err)
 	}
-	o := sandbox.ExecOptions{Args: args[1:], Env: vars, User: f.user, Workdir: f.workdir, Detach: f.detach}
+	x := execution{engine: e, ref: args[0], flags: f}
+	x.options = sandbox.ExecOptions{Args: args[1:], Env: vars, User: f.user, Workdir: f.workdir, Detach: f.detach}
 	code, err := 0, error(nil)
 	switch {
 	case f.detach:
-		_, err = e.Exec(ctx, args[0], o)
+		_, err = e.Exec(ctx, x.ref, x.options)
 	case f.tty:
-		code, err = execTerminal(ctx, env, e, args[0], f, o)
+		code, err = x.onTerminal(ctx, env)
 	default:
-		code, err = execPipes(ctx, env, e, args[0], f, o)
+		code, err = x.onPipes(ctx, env)
 	}
 	if errors.Is(err, sandbox.ErrNotFound) || errors.Is(err, sandbox.ErrNotRunning) {
 		return err // exit code 1, as Docker has it

@@ -43,5 +43,5 @@ func startAttached(ctx context.Context, env *Env, e *sandbox.Engine, ref string,
 	if err != nil {
 		return engineError(err)
 	}
-	return follow(ctx, env, e, c, a, f)
+	return follow(ctx, env, watched{e, c, a}, f)
 }
