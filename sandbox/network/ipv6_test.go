@@ -80,7 +80,7 @@ func TestDualStackNetwork(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		addrs, err := h.AddrList(l, netlink.FAMILY_V6)
+		addrs, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_V6) })
 		if err != nil || len(addrs) > 0 {
 			t.Errorf("a container of an IPv4 network has %v, %v", addrs, err)
 		}

@@ -326,7 +326,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 func linkNames(t *testing.T) (names []string) {
 	t.Helper()
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	must(t, err)
 	for _, l := range links {
 		names = append(names, l.Attrs().Name)

@@ -151,7 +151,7 @@ func flushAddresses(h *netlink.Handle) error {
 	if err != nil {
 		return err
 	}
-	addrs, err := h.AddrList(l, netlink.FAMILY_V4)
+	addrs, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_V4) })
 	if err != nil {
 		return err
 	}
