@@ -140,7 +140,7 @@ func TestCopyRace(t *testing.T) {
 		t.Fatal(err)
 	}
 	read, written := 0, 0
-	for range 250 {
+	for i := 0; i < 250 || (read == 0 || written == 0) && i < 5000; i++ {
 		var b bytes.Buffer
 		if e.CopyOut(t.Context(), CopyPlace{made.ID, "/w/dir/file"}, CopyOptions{Follow: true}, &b) == nil {
 			read++
