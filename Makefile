@@ -9,7 +9,7 @@ VM      := $(TESTING) qemu-system-x86 e2fsprogs kmod xz-utils
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help build init demo test race test-vm test-vm-smoke lint check bench oci-validation oci-engines fuzz clean
+.PHONY: help build init demo test race crash test-vm test-vm-smoke lint check bench oci-validation oci-engines fuzz clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ test: ## all tests, as root
 race: init ## the tests of the parts with goroutines, under the race detector
 	@scripts/deps $(TESTING)
 	CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 10m ./pipeline ./agent/... ./webhooks/... ./configs/... ./internal/...
+
+crash: init ## kill creator, monitor and init at every step of create, start, stop, exec and log rotation; prints a table
+	@scripts/deps $(TESTING)
+	NARU_CRASH=all $(GO) test -count=1 -timeout 30m -run 'TestKilledAtEveryStep' -v ./sandbox
 
 # KERNEL=path/to/vmlinuz MODULES=path/to/lib/modules/VERSION boot another kernel
 # than Debian's; PACKAGES and RUN choose what runs.

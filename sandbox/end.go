@@ -39,6 +39,7 @@ func (e *Engine) Stop(ctx context.Context, ref string, grace time.Duration) erro
 	if err := e.markStopped(ctx, r); err != nil {
 		return fmt.Errorf("stop container %s: %w", short(id), err)
 	}
+	e.step("stopping")
 	if p := e.takePending(id); p != nil { // it will never be started
 		err := p.rt.Close()
 		p.lock.Unlock()
@@ -68,9 +69,11 @@ func (e *Engine) stop(ctx context.Context, r *record, grace time.Duration) error
 		if err != nil && !errors.Is(err, runtime.ErrNotRunning) {
 			return err
 		}
+		e.step("signalled")
 		limited, cancel := context.WithTimeout(ctx, grace)
 		_, err = rt.Wait(limited)
 		cancel()
+		e.step("waited")
 		if err != nil && ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -225,6 +228,7 @@ func (e *Engine) killOpen(ctx context.Context, rt *runtime.Container) error {
 	if err := rt.Kill(ctx); err != nil && !errors.Is(err, runtime.ErrNotRunning) {
 		return err
 	}
+	e.step("killed")
 	return nil
 }
 
@@ -277,7 +281,20 @@ func (e *Engine) settle(ctx context.Context, r *record) error {
 			return err
 		}
 	}
+	if last := e.lastEnd(r.ID); last != nil {
+		exit = *last
+	}
 	return e.finish(ctx, r, exit)
+}
+
+// lastEnd is how the container ended before a start that was prepared and never made;
+// nil: it was made, or there was no end before. A file that does not parse knows none.
+func (e *Engine) lastEnd(id string) *runtime.Exit {
+	var s starting
+	if _, err := loadJSON(e.startedFile(id), &s); err != nil {
+		return nil
+	}
+	return s.Last
 }
 
 // finish is settle for a known exit. ended.json comes last: it says that
@@ -290,9 +307,11 @@ func (e *Engine) finish(ctx context.Context, r *record, exit runtime.Exit) error
 	if err := e.free(ctx, r); err != nil {
 		return err
 	}
+	e.step("freed")
 	if err := saveJSON(filepath.Join(e.dir(r.ID), endedFile), ending{started, exit}); err != nil {
 		return err
 	}
+	e.step("end recorded")
 	if !started.IsZero() {
 		e.emitEnd(r, exit)
 	}
@@ -309,6 +328,7 @@ func (e *Engine) free(ctx context.Context, r *record) error {
 	} else if err := e.introduce(ctx, list); err != nil {
 		return fmt.Errorf("free network: %w", err)
 	}
+	e.step("detached")
 	if err := runtime.Destroy(e.stateDir(r.ID), e.dir(r.ID), e.cgroup(r.ID)); err != nil {
 		return fmt.Errorf("free container: %w", err)
 	}
@@ -394,6 +414,7 @@ func (e *Engine) delete(ctx context.Context, r *record) error {
 	if err := e.forget(r.ID); err != nil {
 		return err
 	}
+	e.step("forgotten")
 	if rt := e.takeLive(r.ID); rt != nil {
 		if err := rt.Close(); err != nil {
 			return err
@@ -413,6 +434,7 @@ func (e *Engine) delete(ctx context.Context, r *record) error {
 	if err := e.releaseClaims(ctx, r); err != nil {
 		return err
 	}
+	e.step("released")
 	if err := e.dropVolumes(gone); err != nil {
 		return err
 	}
@@ -420,6 +442,7 @@ func (e *Engine) delete(ctx context.Context, r *record) error {
 	if err := volume.Discard(gone); err != nil {
 		return err
 	}
+	e.step("discarded")
 	if r.Config.Image != "" && !r.Step {
 		e.emit(r, "destroy")
 	}

@@ -91,8 +91,8 @@ type Engine struct {
 
 	userNS func() bool // whether containers can have ids of their own; asked once
 
-	// step is called with the name of every step of Create and Start that a
-	// crash could follow; tests die in it.
+	// step is called with the name of every step of an operation that a crash could
+	// follow; tests die in it.
 	step func(name string)
 }
 

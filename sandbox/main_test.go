@@ -21,6 +21,8 @@ import (
 
 func TestMain(m *testing.M) {
 	launch.Main()
+	killsInit()
+	jobIfAsked()
 	crashIfAsked()
 	calledIfAsked()
 	os.Exit(m.Run())

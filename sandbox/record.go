@@ -56,6 +56,9 @@ type ending struct {
 // starting is started.json on tmpfs: Start has been called.
 type starting struct {
 	Started time.Time `json:"started"`
+	// Last is how the container ended before, while another start is prepared: until
+	// Start is called that is its end, whatever becomes of the preparations.
+	Last *runtime.Exit `json:"last,omitempty"`
 }
 
 const (

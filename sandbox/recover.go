@@ -67,6 +67,9 @@ func (e *Engine) recoverOne(ctx context.Context, id string) error {
 		if c.Pid == 0 {
 			return nil // it was left for a later Start
 		}
+		if r.Idle || !c.Started.IsZero() { // there before the start that was cut off, with data
+			return errors.Join(e.kill(ctx, r.ID), e.settle(ctx, r))
+		}
 		return e.delete(ctx, r) // its creator would hold the lock
 	case runtime.Stopped:
 		return errors.Join(e.recoverStopped(ctx, r, c), e.recoverRestart(ctx, r, l))
@@ -95,7 +98,7 @@ func (e *Engine) deleteDamaged(ctx context.Context, id string, why error) error 
 }
 
 func (e *Engine) recoverStopped(ctx context.Context, r *record, c Container) error {
-	if c.Started.IsZero() && r.Boot == e.boot {
+	if c.Started.IsZero() && r.Boot == e.boot && !r.Idle {
 		return e.delete(ctx, r) // it died with its creator before it was started
 	}
 	if err := e.settle(ctx, r); err != nil || !r.Config.Remove {

@@ -57,7 +57,7 @@ func (e *Engine) goOn(ctx context.Context, id string, p *pending) error {
 }
 
 func (e *Engine) startPending(ctx context.Context, id string, p *pending) error {
-	err := saveRun(e.startedFile(id), starting{time.Now().UTC()})
+	err := saveRun(e.startedFile(id), starting{Started: time.Now().UTC()})
 	if err == nil {
 		e.step("starting")
 		err = p.rt.Start(ctx)
@@ -125,14 +125,22 @@ func (e *Engine) makeAgain(ctx context.Context, id string) (*runtime.Container, 
 	}
 	// started.json comes before ended.json goes: a container that has run once
 	// must never look like one that was never started, or Recover removes it.
-	if err := saveRun(e.startedFile(id), starting{c.Started}); err != nil {
+	again := starting{Started: c.Started}
+	if end, ok, err := e.ended(id); err != nil {
+		return nil, err
+	} else if ok && !c.Started.IsZero() {
+		again.Last = &end.Exit
+	}
+	if err := saveRun(e.startedFile(id), again); err != nil {
 		return nil, err
 	}
+	e.step("begun again")
 	for _, name := range []string{"exit.json", endedFile, healthFile} {
 		if err := os.Remove(filepath.Join(e.dir(id), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
 	}
+	e.step("end forgotten")
 	rt, err := e.prepare(ctx, r, Stdio{}, runtime.Overlay{Lower: r.Lower, Upper: e.upper(id), Work: e.work(id)}, nil)
 	if err != nil {
 		cleanup, cancel := afterwards(ctx)

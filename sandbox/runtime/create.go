@@ -103,6 +103,7 @@ func (c *creation) run(ctx context.Context) (*Container, error) {
 	}
 	c.prog.init(c.Spec, got)
 	c.launch.Flags = flags
+	c.prog.files = loosen.Apply(ctx, c.prog.files)
 	c.launch.Program = loosen.Apply(ctx, c.prog.steps)
 	if err := c.monitor.launch(monitor.OpLaunch, c.launch, c.prog.files); err != nil {
 		return nil, err

@@ -137,7 +137,9 @@ func (c *Container) launchExec(ctx context.Context, h *client, e ExecConfig) err
 	if err != nil {
 		return err
 	}
-	l.Program = loosen.Apply(ctx, c.execProgram(p, entry{pidfd: pidfd, stdio: stdio, tasks: tasks, filter: filter}, e.Process))
+	steps := c.execProgram(p, entry{pidfd: pidfd, stdio: stdio, tasks: tasks, filter: filter}, e.Process)
+	p.files = loosen.Apply(ctx, p.files)
+	l.Program = loosen.Apply(ctx, steps)
 	return h.launch(monitor.OpLaunch, l, p.files)
 }
 
