@@ -38,7 +38,7 @@ const (
 // it was let live.
 func victim(name string) ContainerConfig {
 	c := sh("trap 'echo bye; exit 5' TERM; echo ready; sleep 1000 & wait")
-	c.Name, c.Network = name, "bridge"
+	c.Name, c.Network = name, yardNetwork
 	c.Net.Ports = []network.Port{{Host: netip.MustParseAddr("127.0.0.1"), HostPort: 8080, Port: 80, Proto: "tcp"}}
 	return c
 }
@@ -324,7 +324,7 @@ func (y *yard) proveRunning(place string, e *Engine, s scene) string {
 	c, err := e.Get(y.t.Context(), "victim")
 	y.must(err)
 	log := logOf(y.t, e, "victim")
-	right := c.ExitKnown && (c.ExitCode == lifeEnd && (log == s.past()+lifeLog || s.do == "restart" && log == lifeLog+lifeLog) ||
+	right := c.ExitKnown && (c.ExitCode == lifeEnd && (log == s.past()+lifeLog || s.do == "restart" && (log == lifeLog+lifeLog || log == "ready\n"+lifeLog)) ||
 		s.fate != 0 && c.ExitCode == s.fate)
 	if !right || c.State != "stopped" {
 		y.t.Errorf("%s: a running container ended as %s with %d (known: %v), log %q", place, c.State, c.ExitCode, c.ExitKnown, log)

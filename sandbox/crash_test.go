@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/network"
 )
 
 // The crash test kills every process that takes part in the life of a container, at
@@ -124,14 +127,14 @@ func TestKillsInside(t *testing.T) {
 		{"create", killAtCreateSteps},
 		{"start", killAtStartSteps},
 		{"exec", killAtExecSteps},
+		{"monitor", killMonitorAtCalls},
 	} {
 		began := time.Now()
 		ok := t.Run(group.name, func(t *testing.T) {
 			in := *y
 			in.t = t
-			before := in.machine()
 			group.kill(&in)
-			in.asBefore(before)
+			in.asBefore()
 		})
 		t.Logf("%s: %v, ok: %v", group.name, time.Since(began).Round(time.Millisecond), ok)
 	}
@@ -143,6 +146,7 @@ type yard struct {
 	t      *testing.T
 	e      *Engine
 	all    bool
+	before string // the machine without a container
 	tallys map[string]*tally
 }
 
@@ -153,6 +157,9 @@ type tally struct {
 	outcomes map[string]int
 }
 
+// yardNetwork has more addresses than there are kills: one that was used is in quarantine.
+const yardNetwork = "yard"
+
 func newYard(t *testing.T) *yard {
 	y := &yard{t: t, e: newEngine(t), all: os.Getenv(crashAll) != "", tallys: map[string]*tally{}}
 	if !y.all {
@@ -160,8 +167,12 @@ func newYard(t *testing.T) *yard {
 	}
 	// What the first container brings and the last one leaves (the bridge, the answer
 	// to what the kernel can do) is no leak.
+	_, err := y.e.Networks().Create(t.Context(), yardNetwork, network.Options{Subnet: netip.MustParsePrefix("10.99.0.0/16")})
+	y.must(err)
 	y.must(y.do(context.Background(), job{Do: "run", Name: "first"}))
 	y.must(y.e.Remove(t.Context(), "first", true))
+	eventually(t, "its link goes with its namespace", func() bool { return !strings.Contains(y.machine(), "@") })
+	y.before = y.machine()
 	return y
 }
 
@@ -289,15 +300,15 @@ func (y *yard) files() string {
 }
 
 // asBefore waits until the machine is as it was: what ends needs a moment.
-func (y *yard) asBefore(before string) {
+func (y *yard) asBefore() {
 	y.t.Helper()
 	for end := time.Now().Add(5 * time.Second); ; {
 		now := y.machine()
-		if now == before {
+		if now == y.before {
 			return
 		}
 		if time.Now().After(end) {
-			y.t.Errorf("the machine is not as before: %s", difference(before, now))
+			y.t.Errorf("the machine is not as before: %s", difference(y.before, now))
 			return
 		}
 		<-time.After(20 * time.Millisecond)
@@ -331,7 +342,7 @@ func (y *yard) clean(place string) {
 		}
 	}
 	checkNoCgroups(y.t, y.e)
-	if n, err := y.e.Networks().Inspect("bridge"); err == nil && len(n.Members) > 0 {
+	if n, err := y.e.Networks().Inspect(yardNetwork); err == nil && len(n.Members) > 0 {
 		y.t.Fatalf("%s: addresses are left: %v", place, n.Members)
 	} else if err != nil {
 		y.must(err)

@@ -73,24 +73,31 @@ func (l *logFile) room(n int) int {
 }
 
 // rotate begins a new file. The oldest goes first, so that the bound holds at every
-// moment; it is emptied before, as somebody who reads it would keep its blocks.
+// moment; it is emptied before, as somebody who reads it would keep its blocks. A
+// monitor that was killed between two renames left a gap, which is filled first: then
+// nothing has to go.
 func (l *logFile) rotate() {
 	syscall.Close(l.fd)
 	l.fd, l.size = None, 0
-	oldest := FileLog
-	if l.files > 1 {
-		oldest = FileLog + "." + itoa(l.files-1)
+	free := min(1, l.files-1)
+	for free < l.files-1 && syscall.Faccessat(l.dir, logName(free), 0, 0) == nil {
+		free++
 	}
-	if fd, err := openAt(l.dir, oldest, syscall.O_WRONLY|syscall.O_TRUNC|syscall.O_NOFOLLOW, 0); err == nil {
+	if fd, err := openAt(l.dir, logName(free), syscall.O_WRONLY|syscall.O_TRUNC|syscall.O_NOFOLLOW, 0); err == nil {
 		syscall.Close(fd)
-		syscall.Unlinkat(l.dir, oldest)
+		syscall.Unlinkat(l.dir, logName(free))
 	}
-	for i := l.files - 1; i > 1; i-- {
-		syscall.Renameat(l.dir, FileLog+"."+itoa(i-1), l.dir, FileLog+"."+itoa(i))
+	for i := free; i > 0; i-- {
+		syscall.Renameat(l.dir, logName(i-1), l.dir, logName(i))
 	}
-	if l.files > 1 {
-		syscall.Renameat(l.dir, FileLog, l.dir, FileLogOld)
+}
+
+// logName is the file that is n rotations old.
+func logName(n int) string {
+	if n == 0 {
+		return FileLog
 	}
+	return FileLog + "." + itoa(n)
 }
 
 // move takes up to limit bytes of a pipe into the log and returns how many it took.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"naru/sandbox/monitor"
@@ -87,10 +88,11 @@ func (r *logReader) read(ctx context.Context, dir string) error {
 // all reads the files of the log, the oldest first.
 func (r *logReader) all(dir string) error {
 	for n := logFiles(dir); n >= 0; n-- {
-		if err := r.open(dir, logName(n)); err != nil {
+		found, err := r.open(dir, logName(n))
+		if err != nil {
 			return err
 		}
-		if r.file != nil {
+		if found {
 			if err := r.drain(); err != nil {
 				return err
 			}
@@ -107,53 +109,82 @@ func logName(n int) string {
 	return monitor.FileLog + "." + strconv.Itoa(n)
 }
 
-// logFiles is the number of the oldest file of a log; 0 is the present one.
-func logFiles(dir string) int {
-	for n := 0; ; n++ {
-		if _, err := os.Lstat(filepath.Join(dir, logName(n+1))); err != nil {
-			return n
+// logFiles is the number of the oldest file of a log; 0 is the present one. Where a
+// monitor was killed between two renames, some number before it is missing.
+func logFiles(dir string) (oldest int) {
+	entries, _ := os.ReadDir(dir) // what cannot be read has no old files
+	for _, d := range entries {
+		if number, ok := strings.CutPrefix(d.Name(), monitor.FileLog+"."); ok {
+			n, err := strconv.Atoi(number)
+			if err == nil {
+				oldest = max(oldest, n)
+			}
 		}
 	}
+	return oldest
 }
 
-func (r *logReader) open(dir, name string) error {
+// open goes on to a file, and stays where it is if there is none.
+func (r *logReader) open(dir, name string) (found bool, err error) {
+	f, err := os.Open(filepath.Join(dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
 	if r.file != nil {
 		r.file.Close()
 	}
-	r.file, r.buf = nil, nil
-	f, err := os.Open(filepath.Join(dir, name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	r.file = f
-	return err
+	r.file, r.buf = f, nil
+	return true, nil
 }
+
+// renameTime is more than the renames of a rotation take.
+const renameTime = 5 * time.Millisecond
 
 // more reads on, in the next file when the present one was rotated away.
 func (r *logReader) more(dir string) error {
+	gap, err := r.advance(dir, false)
+	if gap && err == nil {
+		time.Sleep(renameTime)
+		_, err = r.advance(dir, true)
+	}
+	return err
+}
+
+// advance is more; gap says that it stopped as a file is missing: for a moment, while
+// a rotation is under way, or until the next one, if its monitor was killed.
+func (r *logReader) advance(dir string, skip bool) (gap bool, err error) {
 	if r.file != nil {
 		if err := r.drain(); err != nil {
-			return err
+			return false, err
 		}
 	}
 	next, err := r.age(dir)
 	if err != nil || next == 0 {
-		return err
+		return false, err
 	}
 	if r.file != nil {
 		if err := r.drain(); err != nil { // what came before the rotation
-			return err
+			return false, err
 		}
 	}
 	for n := next - 1; n >= 0; n-- {
-		if err := r.open(dir, logName(n)); err != nil || r.file == nil {
-			return err // between the renames of a rotation, or before the first chunk
+		found, err := r.open(dir, logName(n))
+		if err != nil || !found && n == 0 { // before the first chunk
+			return false, err
 		}
-		if err := r.drain(); err != nil {
-			return err
+		if !found && !skip {
+			return true, nil
+		}
+		if found {
+			if err := r.drain(); err != nil {
+				return false, err
+			}
 		}
 	}
-	return nil
+	return false, nil
 }
 
 // age is how often the file that is being read was rotated; one more than the oldest
