@@ -124,10 +124,10 @@ func TestKillsInside(t *testing.T) {
 		kill func(*yard)
 	}{
 		{"engine", killAtEngineSteps},
-		{"create", killAtCreateSteps},
 		{"start", killAtStartSteps},
 		{"exec", killAtExecSteps},
 		{"monitor", killMonitorAtCalls},
+		{"create", killAtCreateSteps},
 	} {
 		began := time.Now()
 		ok := t.Run(group.name, func(t *testing.T) {

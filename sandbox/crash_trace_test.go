@@ -124,7 +124,7 @@ func (t *tracer) stopped(tid int, ws unix.WaitStatus) {
 	case event != 0:
 		if t.waits > 0 && event == unix.PTRACE_EVENT_STOP {
 			if t.waits--; t.waits == 0 {
-				defer fmt.Println("ready")
+				fmt.Println("ready")
 			}
 		}
 	default:
@@ -156,7 +156,7 @@ func (t *tracer) counts(tid int) bool {
 
 // call counts a system call that is about to be made, and kills at the k-th.
 func (t *tracer) call(tid int) {
-	if !t.counts(tid) {
+	if t.waits > 0 || !t.counts(tid) { // not before we have hold of all threads, and have said so
 		return
 	}
 	var info [88]byte // struct ptrace_syscall_info

@@ -78,7 +78,7 @@ func (e *Engine) stop(ctx context.Context, r *record, grace time.Duration) error
 			return ctx.Err()
 		}
 	}
-	return e.killOpen(ctx, rt)
+	return e.killSeen(ctx, rt)
 }
 
 // Kill sends a signal to the container's first process. SIGKILL ends every
@@ -109,7 +109,7 @@ func (e *Engine) Kill(ctx context.Context, ref string, sig unix.Signal) error {
 	if sig != unix.SIGKILL {
 		return rt.Signal(sig)
 	}
-	if err := e.killOpen(ctx, rt); err != nil {
+	if err := e.killSeen(ctx, rt); err != nil {
 		return fmt.Errorf("kill container %s: %w", short(id), err)
 	}
 	return e.sawEnd(ctx, r)
@@ -205,7 +205,7 @@ func (e *Engine) kill(ctx context.Context, id string) error {
 		return err
 	}
 	defer rt.Close() // the container needs no descriptor of ours
-	return e.killOpen(ctx, rt)
+	return e.killSeen(ctx, rt)
 }
 
 // killGroup kills by the cgroup, whose path is the container's id, when nothing else
@@ -231,6 +231,24 @@ func (e *Engine) killOpen(ctx context.Context, rt *runtime.Container) error {
 	e.step("killed")
 	return nil
 }
+
+// killSeen is killOpen that waits for the record of the end: should the monitor die
+// before it writes one, rt, which holds the process's pidfd, is the last to know the
+// exit code. A monitor that does neither is not waited for long.
+func (e *Engine) killSeen(ctx context.Context, rt *runtime.Container) error {
+	if err := e.killOpen(ctx, rt); err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, monitorTime)
+	defer cancel()
+	if _, err := exitOf(limited, rt); err != nil && ctx.Err() != nil {
+		return err
+	}
+	return nil
+}
+
+// monitorTime bounds the wait for a living monitor to record an end.
+const monitorTime = 2 * time.Second
 
 // sawEnd is called by whoever sees a container's end: it settles it, and
 // removes it where that was asked for and nobody else waits for it. Another
