@@ -81,7 +81,7 @@ func TestTerminal(t *testing.T) {
 		say(t, a, "\x03")
 		say(t, a, "sh -c 'echo slee\"\"ping; exec sleep 100'\n")
 		s.shows(t, "\r\nsleeping\r\n") // its echo alone would be there before the shell has read it
-		say(t, a, "\x03") // the terminal is the controlling one: ^C ends the sleep
+		say(t, a, "\x03")              // the terminal is the controlling one: ^C ends the sleep
 		say(t, a, "echo still $((40+2))\nexit 5\n")
 		e, err := c.Wait(testContext(t))
 		if err != nil || e.Code != 5 || !strings.Contains(s.String(), "still 42") {
