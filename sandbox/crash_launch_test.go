@@ -169,7 +169,8 @@ func (y *yard) killAt(at place, who string, j job) error {
 	if pid, _ := b.next(); pid > 0 {
 		kill(pid, y.parent(pid))
 	} else {
-		y.t.Fatalf("%s %d %s: it was not reached", j.Do, at.index, at.name)
+		err, _ := within(done, 20*time.Second)
+		y.t.Fatalf("%s %d %s, to kill the %s: it was not reached: %v", j.Do, at.index, at.name, who, err)
 	}
 	b.ours.Close()
 	err, ok := within(done, 20*time.Second)
