@@ -225,20 +225,26 @@ func (y *yard) numbered(place string, last int) int {
 	var b bytes.Buffer
 	y.must(runtime.ReadLog(y.t.Context(), y.e.dir(id), runtime.LogOptions{}, &b, io.Discard))
 	text := b.String()
+	head, rest, _ := strings.Cut(text, "\n")
 	first, n := 0, 0
-	for i, line := range strings.SplitAfter(text, "\n") {
+	for line := range strings.SplitAfterSeq(rest, "\n") {
 		if !strings.HasSuffix(line, "line\n") {
-			continue // cut off at either end
+			continue // cut off at the end
 		}
 		v, err := strconv.Atoi(line[:max(strings.IndexByte(line, ' '), 0)])
-		if i == 0 || first == 0 && (err != nil || i == 1) {
-			first, n = v, v
-			continue
+		if first == 0 {
+			first, n = v, v-1
 		}
 		if err != nil || v != n+1 {
 			y.t.Fatalf("%s: line %d is followed by %q", place, n, line)
 		}
 		n = v
+	}
+	// The first line may be cut off in the middle of its number.
+	if whole := fmt.Sprintf("%d and a few words to fill the line", first-1); first > 1 && strings.HasSuffix(whole, head) {
+		first--
+	} else {
+		y.t.Fatalf("%s: before line %d stands %q", place, first, head)
 	}
 	if first > last+1 {
 		y.t.Fatalf("%s: the log had line %d as its last one, and begins with %d now", place, last, first)

@@ -26,7 +26,8 @@ func execute(l *Launch, fds []int) {
 type executor struct {
 	child
 	pid    int  // whose end counts; the grandchild's once it is known
-	known  bool // pid is the grandchild's
+	named  bool // the process that forks has said whom
+	known  bool // pid is the grandchild's, who is not reported yet
 	waits  bool // the grandchild is at its gate
 	solo   bool // leaves once the grandchild runs
 	failed bool // it never did: it is reaped here
@@ -42,12 +43,19 @@ type executor struct {
 func (x *executor) run() {
 	ctl := Control
 	for {
-		p := []pollFD{{fd: int32(x.status), events: pollIn}, {fd: int32(ctl), events: pollIn}}
+		p := []pollFD{{fd: int32(x.status), events: pollIn}, {fd: int32(ctl), events: pollIn}, {fd: int32(x.pidfd), events: pollIn}}
+		if x.named {
+			p[2].fd = None
+		}
 		poll(p, -1)
 		if p[1].revents != 0 {
 			ctl = x.permission(ctl)
 		}
 		if p[0].revents != 0 && !x.report() {
+			break
+		}
+		if p[2].revents != 0 && p[0].revents == 0 {
+			x.orphaned()
 			break
 		}
 	}
@@ -110,6 +118,14 @@ func (x *executor) permission(ctl int) int {
 	return ctl
 }
 
+// orphaned is reached when the process that forks was killed before it said whom: its
+// child, whom nobody can name, sees the end of the gate and exits.
+func (x *executor) orphaned() {
+	x.failed = true
+	syscall.Close(x.gate)
+	reply32(Control, ReplyFailed, uint32(syscall.ESRCH), "report pid")
+}
+
 // report is false once execve has happened or failed.
 func (x *executor) report() bool {
 	n, err := syscall.Read(x.status, x.msg[:8])
@@ -123,7 +139,7 @@ func (x *executor) report() bool {
 	d := step.Decoder{Buf: x.msg[4:8]}
 	switch x.msg[0] {
 	case 0:
-		x.pid, x.known = int(d.U32()), true
+		x.pid, x.named, x.known = int(d.U32()), true, true
 	case 'R':
 		x.waits = true
 	default:
