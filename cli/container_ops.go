@@ -13,19 +13,20 @@ import (
 )
 
 func stopCommand(env *Env) *cobra.Command {
+	return graceCommand(env, "stop", "Ask containers to end, and kill them if they do not", (*sandbox.Engine).Stop)
+}
+
+// graceCommand asks containers to end before it does something.
+func graceCommand(env *Env, verb, short string, do func(*sandbox.Engine, context.Context, string, time.Duration) error) *cobra.Command {
 	seconds := 0
-	c := &cobra.Command{
-		Use:   "stop CONTAINER...",
-		Short: "Ask containers to end, and kill them if they do not",
-		Args:  cobra.MinimumNArgs(1),
-	}
+	c := &cobra.Command{Use: verb + " CONTAINER...", Short: short, Args: cobra.MinimumNArgs(1)}
 	c.Flags().IntVarP(&seconds, "timeout", "t", 0, "seconds until the kill (default: the container's own, 10)")
 	c.RunE = withEngine(env, func(ctx context.Context, e *sandbox.Engine, args []string) error {
 		grace := time.Duration(seconds) * time.Second
 		if c.Flags().Changed("timeout") && seconds <= 0 {
 			grace = -1 // at once
 		}
-		return forEach(env, args, func(ref string) error { return e.Stop(ctx, ref, grace) })
+		return forEach(env, args, func(ref string) error { return do(e, ctx, ref, grace) })
 	})
 	return c
 }

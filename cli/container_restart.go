@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -14,21 +13,7 @@ import (
 )
 
 func restartCommand(env *Env) *cobra.Command {
-	seconds := 0
-	c := &cobra.Command{
-		Use:   "restart CONTAINER...",
-		Short: "Stop containers and start them again",
-		Args:  cobra.MinimumNArgs(1),
-	}
-	c.Flags().IntVarP(&seconds, "timeout", "t", 0, "seconds until the kill (default: the container's own, 10)")
-	c.RunE = withEngine(env, func(ctx context.Context, e *sandbox.Engine, args []string) error {
-		grace := time.Duration(seconds) * time.Second
-		if c.Flags().Changed("timeout") && seconds <= 0 {
-			grace = -1 // at once
-		}
-		return forEach(env, args, func(ref string) error { return e.Restart(ctx, ref, grace) })
-	})
-	return c
+	return graceCommand(env, "restart", "Stop containers and start them again", (*sandbox.Engine).Restart)
 }
 
 func pauseCommand(env *Env) *cobra.Command {

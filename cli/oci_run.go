@@ -98,20 +98,25 @@ func (o *ociEnv) io(s *ociStart) (oci.IO, error) {
 	return conn, nil
 }
 
-func (o *ociEnv) run(ctx context.Context, r oci.Runtime, s *ociStart, id string) error {
+// attach is io for a process that may be waited for: then it becomes our child, and
+// its terminal is ours.
+func (o *ociEnv) attach(s *ociStart, t *ociTerminal) (oci.IO, error) {
 	conn, err := o.io(s)
-	if err != nil {
-		return err
+	if err != nil || s.detach {
+		return conn, err
 	}
+	if conn.Console == nil {
+		conn.Console = t.attach
+	}
+	return conn, oci.Adopt()
+}
+
+func (o *ociEnv) run(ctx context.Context, r oci.Runtime, s *ociStart, id string) error {
 	t := &ociTerminal{}
 	defer t.restore()
-	if !s.detach {
-		if err := oci.Adopt(); err != nil {
-			return err
-		}
-		if conn.Console == nil {
-			conn.Console = t.attach
-		}
+	conn, err := o.attach(s, t)
+	if err != nil {
+		return err
 	}
 	if err := r.Create(ctx, oci.CreateOptions{ID: id, Bundle: s.bundle, PidFile: s.pidFile, IO: conn}); err != nil {
 		return err
@@ -263,19 +268,11 @@ func (o *ociEnv) exec(cmd *cobra.Command, r oci.Runtime, s *ociExec, args []stri
 	if err != nil {
 		return err
 	}
-	conn, err := o.io(&s.ociStart)
-	if err != nil {
-		return err
-	}
 	t := &ociTerminal{}
 	defer t.restore()
-	if !s.detach {
-		if err := oci.Adopt(); err != nil {
-			return err
-		}
-		if conn.Console == nil {
-			conn.Console = t.attach
-		}
+	conn, err := o.attach(&s.ociStart, t)
+	if err != nil {
+		return err
 	}
 	pid, err := r.Exec(cmd.Context(), args[0], oci.ExecOptions{Process: process, Cgroup: s.cgroup, PidFile: s.pidFile, IO: conn})
 	if err != nil || s.detach {
