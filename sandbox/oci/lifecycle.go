@@ -20,16 +20,11 @@ const endTime = 10 * time.Second
 // Start runs the container's program. It returns when execve has happened and the
 // poststart hooks have run; if one of them fails the container is stopped.
 func (r Runtime) Start(ctx context.Context, id string) error {
-	l, err := r.lock(id)
+	c, unlock, err := r.openLocked(id)
 	if err != nil {
 		return err
 	}
-	defer l.release()
-	c, err := r.Open(id)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
+	defer unlock()
 	if c.Status != specs.StateCreated {
 		return fmt.Errorf("%w: container %s is %s, and only a created one starts", ErrState, id, c.Status)
 	}
@@ -242,16 +237,11 @@ func (r Runtime) Pause(ctx context.Context, id string) error { return r.freeze(c
 func (r Runtime) Resume(ctx context.Context, id string) error { return r.freeze(ctx, id, false) }
 
 func (r Runtime) freeze(ctx context.Context, id string, frozen bool) error {
-	l, err := r.lock(id)
+	c, unlock, err := r.openLocked(id)
 	if err != nil {
 		return err
 	}
-	defer l.release()
-	c, err := r.Open(id)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
+	defer unlock()
 	paused := c.Status == specs.ContainerState(runtime.Paused)
 	if frozen == paused || c.Status == specs.StateStopped {
 		return fmt.Errorf("%w: container %s is %s", ErrState, id, c.Status)

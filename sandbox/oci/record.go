@@ -123,6 +123,19 @@ func (r Runtime) lockNew(id string) (lock, error) {
 	}
 }
 
+// openLocked is Open for what must not happen twice at a time; unlock closes it too.
+func (r Runtime) openLocked(id string) (c *Container, unlock func(), err error) {
+	l, err := r.lock(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	if c, err = r.Open(id); err != nil {
+		l.release()
+		return nil, nil, err
+	}
+	return c, func() { c.Close(); l.release() }, nil
+}
+
 // lock waits for the container's lock.
 func (r Runtime) lock(id string) (lock, error) {
 	if err := checkID(id); err != nil {

@@ -19,16 +19,11 @@ func (r Runtime) Update(id string, res *specs.LinuxResources) error {
 	if len(res.Devices) > 0 {
 		return errors.New("devices: the rules of a running container cannot be changed")
 	}
-	l, err := r.lock(id)
+	c, unlock, err := r.openLocked(id)
 	if err != nil {
 		return err
 	}
-	defer l.release()
-	c, err := r.Open(id)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
+	defer unlock()
 	if c.Status == specs.StateStopped {
 		return fmt.Errorf("%w: container %s is not running", ErrState, id)
 	}
