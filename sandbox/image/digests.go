@@ -1,16 +1,12 @@
 package image
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"os"
 
 	"github.com/opencontainers/go-digest"
-
-	"naru/internal/atomicfile"
 )
 
 // digests.json says which image a digest of a registry means: the digest of an
@@ -19,16 +15,9 @@ import (
 // and what points to an image that is gone means nothing.
 
 func (s *Store) readDigests() (map[string]digest.Digest, error) {
-	digests := map[string]digest.Digest{}
-	data, err := os.ReadFile(s.path("digests.json"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return digests, nil
-	}
+	digests, err := s.readPointers("digests.json")
 	if err != nil {
 		return nil, err
-	}
-	if err := json.Unmarshal(data, &digests); err != nil {
-		return nil, fmt.Errorf("read digests.json: %w", err)
 	}
 	maps.DeleteFunc(digests, func(_ string, id digest.Digest) bool {
 		if checkDigest(id) != nil {
@@ -62,11 +51,7 @@ func (s *Store) addDigests(id digest.Digest, names ...string) error {
 }
 
 func (s *Store) writeDigests(digests map[string]digest.Digest) error {
-	data, err := json.MarshalIndent(digests, "", "  ")
-	if err != nil {
-		return err
-	}
-	return atomicfile.WriteFile(s.path("digests.json"), data, 0o600)
+	return s.writePointers("digests.json", digests)
 }
 
 // dropDigests forgets what the repository of a name that was taken from an

@@ -25,28 +25,35 @@ type record struct {
 	Size     int64           `json:"size"`
 }
 
-func (s *Store) readNames() (map[string]digest.Digest, error) {
-	names := map[string]digest.Digest{}
-	data, err := os.ReadFile(s.path("names.json"))
+func (s *Store) readNames() (map[string]digest.Digest, error) { return s.readPointers("names.json") }
+
+// readPointers reads a file that leads from names to images; a missing one is empty.
+func (s *Store) readPointers(file string) (map[string]digest.Digest, error) {
+	index := map[string]digest.Digest{}
+	data, err := os.ReadFile(s.path(file))
 	if errors.Is(err, fs.ErrNotExist) {
-		return names, nil
+		return index, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(data, &names); err != nil {
-		return nil, fmt.Errorf("read names.json: %w", err)
+	if err := json.Unmarshal(data, &index); err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
 	}
-	return names, nil
+	return index, nil
 }
 
 // writeNames writes the index; the store is locked exclusively.
 func (s *Store) writeNames(names map[string]digest.Digest) error {
-	data, err := json.MarshalIndent(names, "", "  ")
+	return s.writePointers("names.json", names)
+}
+
+func (s *Store) writePointers(file string, index map[string]digest.Digest) error {
+	data, err := json.MarshalIndent(index, "", "  ")
 	if err != nil {
 		return err
 	}
-	return atomicfile.WriteFile(s.path("names.json"), data, 0o600)
+	return atomicfile.WriteFile(s.path(file), data, 0o600)
 }
 
 func (s *Store) readRecord(id digest.Digest) (record, error) {

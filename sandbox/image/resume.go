@@ -54,20 +54,9 @@ func (s *Store) openPartial(ctx context.Context, desc ocispec.Descriptor, waitin
 			waiting()
 		}
 		const poll = 50 * time.Millisecond // flock(2) cannot be waited for together with a context
-		if err := pause(ctx, poll); err != nil {
+		if err := registry.Sleep(ctx, poll); err != nil {
 			return nil, err
 		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
 
@@ -190,7 +179,7 @@ func (r *resuming) Read(p []byte) (int, error) {
 			return 0, &transportError{err}
 		}
 		r.again(err)
-		if err := pause(r.ctx, r.pause<<(r.failures-1)); err != nil {
+		if err := registry.Sleep(r.ctx, r.pause<<(r.failures-1)); err != nil {
 			return 0, &transportError{err}
 		}
 	}

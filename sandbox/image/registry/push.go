@@ -80,7 +80,7 @@ func (r *Repository) Upload(ctx context.Context, u Upload) error {
 		}
 		wait := backoff(r.options.Backoff, n)
 		r.options.Notify(fmt.Sprintf("%v; retrying", err))
-		if err := sleep(ctx, wait); err != nil {
+		if err := Sleep(ctx, wait); err != nil {
 			return err
 		}
 	}

@@ -101,7 +101,7 @@ func (t *retrying) RoundTrip(req *http.Request) (*http.Response, error) {
 			_ = res.Body.Close()
 		}
 		t.options.Notify(fmt.Sprintf("%s: %s; retrying in %s", req.URL.Host, reason, wait.Round(100*time.Millisecond)))
-		if err := sleep(req.Context(), wait); err != nil {
+		if err := Sleep(req.Context(), wait); err != nil {
 			return nil, err
 		}
 		if req.GetBody != nil {
@@ -180,7 +180,8 @@ func passing(err error) bool {
 	return true
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
+// Sleep waits for d, or returns the error of a context that ends before.
+func Sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
