@@ -6,8 +6,8 @@ import (
 	"path/filepath"
 )
 
-// writeEtc writes hostname, hosts and resolv.conf. They are bind mounted, so
-// later changes must be made in place.
+// writeEtc makes hostname, hosts and resolv.conf in the directory of a container that
+// is being made. They are bind mounted, so later changes are made in place: rewrite.
 func (e *Engine) writeEtc(r *record, dir string) error {
 	resolv, warn := e.resolvConf(r)
 	if warn != "" {
@@ -18,22 +18,22 @@ func (e *Engine) writeEtc(r *record, dir string) error {
 		"hosts":       hosts(r, nil, nil),
 		"resolv.conf": resolv,
 	} {
-		if err := writeInPlace(filepath.Join(dir, name), data); err != nil {
+		if err := createPublic(filepath.Join(dir, name), data); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// writeInPlace keeps the inode, which a container has mounted.
-func writeInPlace(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+// createPublic makes a file that every user reads.
+func createPublic(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(data)
 	if err == nil {
-		err = f.Chmod(0o644) // whatever the umask says: every user inside reads it
+		err = f.Chmod(0o644) // whatever the umask says
 	}
 	return errors.Join(err, f.Close())
 }
