@@ -32,7 +32,7 @@ func (r *stageRun) copy(ctx context.Context, c *instructions.CopyCommand) error 
 		name: "COPY", text: argsOf(c.String()), params: c.SourcesAndDest, exclude: c.ExcludePatterns,
 		chown: c.Chown, chmod: c.Chmod, link: c.Link,
 	}
-	if o, ok := r.st.from[c]; ok {
+	if o, ok := r.st.from[use{cmd: c}]; ok {
 		t.from = &o
 	}
 	return r.transfer(ctx, t)

@@ -17,11 +17,26 @@ type stage struct {
 	def   *instructions.Stage
 	base  *stage // FROM an earlier stage
 	image string // FROM an image; neither: from scratch
-	from  map[*instructions.CopyCommand]origin
+	from  map[use]origin
 	total int // parts that are counted in the progress
 }
 
-// origin is what a COPY --from means: a stage or an image.
+// use is where a stage takes files from somewhere else than the context: a
+// COPY --from, or a mount of a RUN, by its number.
+type use struct {
+	cmd   instructions.Command
+	mount int // 0 for COPY
+}
+
+// flag is how a use is written.
+func (u use) flag() string {
+	if _, ok := u.cmd.(*instructions.RunCommand); ok {
+		return "RUN --mount from"
+	}
+	return "COPY --from"
+}
+
+// origin is what a use means: a stage or an image.
 type origin struct {
 	stage *stage
 	image string
@@ -72,7 +87,7 @@ func (b *build) plan() (*plan, error) {
 
 func (b *build) newStage(i int, earlier []*stage) (*stage, error) {
 	def := &b.file.stages[i]
-	st := &stage{index: i, name: def.Name, def: def, from: map[*instructions.CopyCommand]origin{}}
+	st := &stage{index: i, name: def.Name, def: def, from: map[use]origin{}}
 	if st.name == "" && len(b.file.stages) > 1 {
 		st.name = fmt.Sprintf("stage-%d", i)
 	}
@@ -125,33 +140,57 @@ func byName(list []*stage, name string) *stage {
 	return nil
 }
 
-// resolveFrom finds out what the COPY --from of a stage mean.
+// named are the uses of one instruction with the name that each has written.
+func named(cmd instructions.Command) map[use]string {
+	names := map[use]string{}
+	switch c := cmd.(type) {
+	case *instructions.CopyCommand:
+		if c.From != "" {
+			names[use{cmd: c}] = c.From
+		}
+	case *instructions.RunCommand:
+		for i, m := range instructions.GetMounts(c) {
+			if m.From != "" {
+				names[use{c, i}] = m.From
+			}
+		}
+	}
+	return names
+}
+
+// resolveFrom finds out what the uses of a stage mean.
 func (b *build) resolveFrom(st *stage, all []*stage) error {
 	for _, cmd := range st.def.Commands {
-		c, ok := cmd.(*instructions.CopyCommand)
-		if !ok || c.From == "" {
-			continue
-		}
-		word, _, err := b.file.lex.ProcessWord(c.From, vars{})
-		if err == nil && word != c.From {
-			err = errors.New("COPY --from takes no variables: name a stage with FROM and an ARG before the first FROM, and copy from that")
-		}
-		if err != nil {
-			return b.file.at(c.Location(), err)
-		}
-		o := origin{stage: byName(all, c.From)}
-		if n, err := strconv.Atoi(c.From); err == nil {
-			if n < 0 || n >= len(all) {
-				return b.file.at(c.Location(), fmt.Errorf("COPY --from=%d: there are %d stages", n, len(all)))
+		for u, name := range named(cmd) {
+			o, err := b.origin(name, all)
+			if err != nil {
+				return b.file.at(cmd.Location(), fmt.Errorf("%s%w", u.flag(), err))
 			}
-			o.stage = all[n]
+			st.from[u] = o
 		}
-		if o.stage == nil {
-			o.image = c.From
-		}
-		st.from[c] = o
 	}
 	return nil
+}
+
+// origin finds what a name in --from or from= means. Its errors go on after the flag.
+func (b *build) origin(name string, all []*stage) (origin, error) {
+	word, _, err := b.file.lex.ProcessWord(name, vars{})
+	if err == nil && word != name {
+		err = errors.New(" takes no variables: name a stage with FROM and an ARG before the first FROM, and copy from that")
+	}
+	if err != nil {
+		return origin{}, err
+	}
+	if n, err := strconv.Atoi(name); err == nil {
+		if n < 0 || n >= len(all) {
+			return origin{}, fmt.Errorf("=%d: there are %d stages", n, len(all))
+		}
+		return origin{stage: all[n]}, nil
+	}
+	if st := byName(all, name); st != nil {
+		return origin{stage: st}, nil
+	}
+	return origin{image: name}, nil
 }
 
 func (b *build) findTarget(all []*stage) (*stage, error) {
@@ -186,12 +225,10 @@ func (b *build) check(st *stage) error {
 		if err := refuse(cmd); err != nil {
 			return b.file.at(cmd.Location(), err)
 		}
-		c, ok := cmd.(*instructions.CopyCommand)
-		if !ok {
-			continue
-		}
-		if o := st.from[c]; o.stage != nil && o.stage.index >= st.index {
-			return b.file.at(c.Location(), fmt.Errorf("COPY --from=%s: that stage must come before this one", c.From))
+		for u, name := range named(cmd) {
+			if o := st.from[u]; o.stage != nil && o.stage.index >= st.index {
+				return b.file.at(cmd.Location(), fmt.Errorf("%s=%s: that stage must come before this one", u.flag(), name))
+			}
 		}
 	}
 	return nil
