@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"naru/sandbox/image"
@@ -42,6 +43,18 @@ type Options struct {
 	CPUs         float64
 	// Timeout limits the whole build; 0: no limit.
 	Timeout time.Duration
+
+	// Parallel is how many RUN steps may run at once; 0: one for each
+	// processor, and at least 4.
+	Parallel int
+	// Contexts give names of images and stages another meaning, in FROM, COPY
+	// --from and RUN --mount from=: a directory, "docker-image://NAME" or
+	// "oci-layout://PATH[:TAG]".
+	Contexts map[string]string
+	// Pull asks the registry for base images that are in the store too.
+	Pull bool
+	// Platform is what the image is for ("linux/arm64"); empty: this machine.
+	Platform string
 }
 
 // Executor runs the commands of RUN.
@@ -129,9 +142,19 @@ func (b *Builder) Build(ctx context.Context, o Options) (img image.Image, err er
 		return image.Image{}, fmt.Errorf("open build context: %w", err)
 	}
 	defer tree.Close()
+	named, err := openContexts(o.Contexts)
+	if err != nil {
+		return image.Image{}, err
+	}
+	defer named.close()
 	r := &build{
-		Builder: b, o: o, out: newProgress(o.Out), tree: tree,
-		done: map[*stage]*state{}, images: map[string]image.Image{}, takenArgs: map[string]bool{},
+		Builder: b, o: o, out: newProgress(o.Out), tree: tree, contexts: named, bases: &bases{},
+		done: map[*stage]*state{}, takenArgs: &nameSet{},
+	}
+	if r.platform = native(); o.Platform != "" {
+		if r.platform, err = parseTarget(o.Platform); err != nil {
+			return image.Image{}, fmt.Errorf("build: %w", err)
+		}
 	}
 	img, err = r.run(ctx)
 	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
@@ -155,9 +178,15 @@ type build struct {
 	globals vars       // ARGs before the first FROM, and the platform's
 	epoch   *time.Time // SOURCE_DATE_EPOCH
 	done    map[*stage]*state
-	images  map[string]image.Image
 
-	takenArgs map[string]bool // names of Options.Args that were of use
+	platform target
+	contexts *contexts
+	bases    *bases
+	running  chan struct{} // as many as RUN steps run
+
+	mu        sync.Mutex // of context and the named ones
+	walking   sync.Mutex // held by who walks a context: matchers are made ready on first use
+	takenArgs *nameSet   // names of Options.Args that were of use
 }
 
 func (b *build) run(ctx context.Context) (image.Image, error) {
@@ -167,20 +196,14 @@ func (b *build) run(ctx context.Context) (image.Image, error) {
 	if err != nil {
 		return image.Image{}, err
 	}
-	p, err := b.plan()
+	p, err := b.plan(ctx)
 	if err != nil {
 		return image.Image{}, err
 	}
-	for _, st := range p.stages {
-		if err := b.stage(ctx, st); err != nil {
-			return image.Image{}, err
-		}
+	if err := b.walk(ctx, p); err != nil {
+		return image.Image{}, err
 	}
-	if b.context != nil {
-		if err := b.context.sums.save(); err != nil {
-			b.out.warn(err.Error()) // the next build is slower, this one is good
-		}
-	}
+	b.saveSums()
 	b.warnUnused()
 	return b.export(ctx, b.done[p.target])
 }

@@ -19,7 +19,8 @@ type dockerfile struct {
 	name   string // as given
 	stages []instructions.Stage
 	args   []instructions.ArgCommand // before the first FROM
-	lex    *shell.Lex
+	lex    *shell.Lex                // for one goroutine
+	escape rune
 	ignore *ignore
 }
 
@@ -110,7 +111,8 @@ func (d *dockerfile) parse(data []byte, warn func(string)) error {
 	lint := linter.New(&linter.Config{Warn: func(rule, _, _, msg string, loc []parser.Range) {
 		warn(fmt.Sprintf("%s:%d: %s: %s", d.name, lineOf(loc), rule, msg))
 	}})
-	d.lex = shell.NewLex(ast.EscapeToken)
+	d.escape = ast.EscapeToken
+	d.lex = shell.NewLex(d.escape)
 	if d.stages, d.args, err = instructions.Parse(ast.AST, lint); err != nil {
 		return d.syntax(err)
 	}
@@ -134,7 +136,7 @@ func (b *build) readEpoch() error {
 	const name = "SOURCE_DATE_EPOCH"
 	value, ok := b.o.Args[name]
 	if ok {
-		b.takenArgs[name] = true
+		b.takenArgs.add(name)
 	} else if value, ok = b.globals.Get(name); !ok {
 		return nil
 	}

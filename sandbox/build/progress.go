@@ -2,6 +2,7 @@ package build
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -113,6 +114,10 @@ func (v *vertex) cached() { v.p.print("#%d CACHED\n\n", v.n) }
 // end closes the part.
 func (v *vertex) end(err error) {
 	v.rest()
+	if errors.Is(err, errCanceled) {
+		v.p.print("#%d CANCELED\n\n", v.n)
+		return
+	}
 	if err != nil {
 		v.p.print("#%d ERROR: %v\n\n", v.n, err)
 		return

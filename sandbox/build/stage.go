@@ -2,11 +2,8 @@ package build
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"runtime"
 	"slices"
 	"time"
 
@@ -31,26 +28,32 @@ type stageRun struct {
 	*build
 	*state
 	st     *stage
-	count  int  // parts shown so far
-	cmdSet bool // CMD was given in this stage, so ENTRYPOINT leaves it
+	file   *dockerfile // with words of its own
+	count  int         // parts shown so far
+	cmdSet bool        // CMD was given in this stage, so ENTRYPOINT leaves it
+
+	trigger bool // the instruction comes from an ONBUILD
 }
 
 // stage builds one stage; those it needs are done.
 func (b *build) stage(ctx context.Context, st *stage) error {
-	r := &stageRun{build: b, st: st}
+	file := *b.file
+	file.lex = shell.NewLex(file.escape)
+	r := &stageRun{build: b, st: st, file: &file}
 	var err error
 	if r.state, err = r.begin(ctx); err != nil {
 		return b.file.at(st.def.Location, err)
 	}
-	for _, cmd := range st.def.Commands {
+	for i, cmd := range st.def.Commands {
 		if err := context.Cause(ctx); err != nil {
 			return b.file.at(cmd.Location(), err)
 		}
+		r.trigger = i < st.triggers
 		if err := r.do(ctx, cmd); err != nil {
 			return b.file.at(cmd.Location(), err)
 		}
 	}
-	b.done[st] = r.state
+	*b.done[st] = *r.state
 	return nil
 }
 
@@ -58,14 +61,24 @@ func (b *build) stage(ctx context.Context, st *stage) error {
 func (r *stageRun) begin(ctx context.Context) (*state, error) {
 	switch {
 	case r.st.base != nil:
-		return r.done[r.st.base].clone(), nil
-	case r.st.image == "":
-		s := &state{config: image.Config{OS: "linux", Architecture: runtime.GOARCH, Variant: variant()}}
-		s.setEnv("PATH", defaultPath)
+		s := r.done[r.st.base].clone()
+		s.config.Config.OnBuild = nil
 		return s, nil
+	case r.st.image == "":
+		t := r.st.platform
+		s := &state{config: image.Config{OS: t.os, Architecture: t.arch, Variant: t.variant}}
+		s.setEnv("PATH", defaultPath)
+		if r.st.local == nil {
+			return s, nil
+		}
+		r.state = s
+		return s, r.transfer(ctx, transfer{
+			name: "FROM", text: r.st.local.name, from: &origin{local: r.st.local},
+			params: instructions.SourcesAndDest{SourcePaths: []string{"/"}, DestPath: "/"},
+		})
 	}
-	v := r.out.begin(r.title("FROM " + r.st.image))
-	img, err := r.image(ctx, r.st.image, v)
+	v := r.out.begin(r.title(r.from()))
+	img, err := r.baseImage(ctx, baseKey{r.st.image, r.st.platform}, v)
 	v.end(err)
 	if err != nil {
 		return nil, err
@@ -75,6 +88,7 @@ func (r *stageRun) begin(ctx context.Context) (*state, error) {
 	if s.config.Created != nil {
 		s.created = *s.config.Created
 	}
+	s.config.Config.OnBuild = nil
 	s.env.list = slices.Clone(s.config.Config.Env)
 	if _, ok := s.env.Get("PATH"); !ok {
 		s.setEnv("PATH", defaultPath)
@@ -82,27 +96,12 @@ func (r *stageRun) begin(ctx context.Context) (*state, error) {
 	return s, nil
 }
 
-// image finds an image in the store, or pulls it.
-func (b *build) image(ctx context.Context, ref string, out io.Writer) (image.Image, error) {
-	if img, ok := b.images[ref]; ok {
-		return img, nil
+// from is FROM as it is shown.
+func (r *stageRun) from() string {
+	if r.st.platform == r.build.platform {
+		return "FROM " + r.st.image
 	}
-	img, err := b.store.Get(ref)
-	if errors.Is(err, image.ErrNotFound) {
-		img, err = b.store.Pull(ctx, ref, image.PullOptions{Out: out})
-	}
-	if err != nil {
-		return image.Image{}, err
-	}
-	c := img.Config
-	if c.OS != "" && c.OS != "linux" || c.Architecture != "" && c.Architecture != runtime.GOARCH {
-		return image.Image{}, fmt.Errorf("image %s is for %s/%s; this machine runs %s only", ref, c.OS, c.Architecture, platform())
-	}
-	if len(c.Config.OnBuild) > 0 {
-		return image.Image{}, fmt.Errorf("image %s has ONBUILD instructions, which are not supported: %q", ref, c.Config.OnBuild)
-	}
-	b.images[ref] = img
-	return img, nil
+	return fmt.Sprintf("FROM --platform=%s %s", r.st.platform, r.st.image)
 }
 
 // clone copies all that instructions change.
@@ -142,6 +141,9 @@ func (s *state) setEnv(name, value string) {
 // title is how a part is shown: "[build 2/4] RUN make".
 func (r *stageRun) title(text string) string {
 	r.count++
+	if r.trigger {
+		text = "ONBUILD " + text
+	}
 	if r.st.name == "" {
 		return fmt.Sprintf("[%d/%d] %s", r.count, r.st.total, text)
 	}

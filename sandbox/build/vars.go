@@ -1,10 +1,10 @@
 package build
 
 import (
-	"runtime"
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 )
 
 // vars are variables in the order in which they were first set.
@@ -65,7 +65,7 @@ func (b *build) proxies(env vars) []string {
 		if !isProxy(name) {
 			continue
 		}
-		b.takenArgs[name] = true
+		b.takenArgs.add(name)
 		for _, spelling := range []string{strings.ToUpper(name), strings.ToLower(name)} {
 			if _, ok := env.Get(spelling); !ok {
 				list = append(list, spelling+"="+value)
@@ -76,21 +76,24 @@ func (b *build) proxies(env vars) []string {
 	return slices.Compact(list)
 }
 
-// variant is the second half of an architecture's name in OCI platforms.
-func variant() string {
-	if runtime.GOARCH == "arm" {
-		return "v7"
-	}
-	return ""
+// nameSet is a set of names that several goroutines add to.
+type nameSet struct {
+	mu   sync.Mutex
+	list []string
 }
 
-// platform is the one we build on and for: there is no other.
-func platform() string {
-	p := "linux/" + runtime.GOARCH
-	if v := variant(); v != "" {
-		p += "/" + v
+func (s *nameSet) add(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !slices.Contains(s.list, name) {
+		s.list = append(s.list, name)
 	}
-	return p
+}
+
+func (s *nameSet) has(name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Contains(s.list, name)
 }
 
 // globalArgs are the variables of FROM: those of the platform, and the ARGs
@@ -104,11 +107,12 @@ func (b *build) globalArgs() (vars, error) {
 		target = "default"
 	}
 	var g vars
+	here := native()
 	for _, kv := range [][2]string{
-		{"BUILDPLATFORM", platform()}, {"BUILDOS", "linux"}, {"BUILDOSVERSION", ""},
-		{"BUILDARCH", runtime.GOARCH}, {"BUILDVARIANT", variant()},
-		{"TARGETPLATFORM", platform()}, {"TARGETOS", "linux"}, {"TARGETOSVERSION", ""},
-		{"TARGETARCH", runtime.GOARCH}, {"TARGETVARIANT", variant()}, {"TARGETSTAGE", target},
+		{"BUILDPLATFORM", here.String()}, {"BUILDOS", here.os}, {"BUILDOSVERSION", ""},
+		{"BUILDARCH", here.arch}, {"BUILDVARIANT", here.variant},
+		{"TARGETPLATFORM", b.platform.String()}, {"TARGETOS", b.platform.os}, {"TARGETOSVERSION", ""},
+		{"TARGETARCH", b.platform.arch}, {"TARGETVARIANT", b.platform.variant}, {"TARGETSTAGE", target},
 	} {
 		if value, ok := b.buildArg(kv[0]); ok {
 			kv[1] = value
@@ -138,7 +142,7 @@ func (b *build) globalArgs() (vars, error) {
 func (b *build) buildArg(name string) (string, bool) {
 	value, ok := b.o.Args[name]
 	if ok {
-		b.takenArgs[name] = true
+		b.takenArgs.add(name)
 	}
 	return value, ok
 }
@@ -147,7 +151,7 @@ func (b *build) buildArg(name string) (string, bool) {
 func (b *build) warnUnused() {
 	var names []string
 	for name := range b.o.Args {
-		if !b.takenArgs[name] && !isProxy(name) {
+		if !b.takenArgs.has(name) && !isProxy(name) {
 			names = append(names, name)
 		}
 	}
