@@ -55,6 +55,13 @@ type Options struct {
 	Pull bool
 	// Platform is what the image is for ("linux/arm64"); empty: this machine.
 	Platform string
+	// NoCacheFilter are stages, by name or number, whose steps are made anew.
+	NoCacheFilter []string
+	// CacheLimit is how many bytes the steps and mounts that are remembered may
+	// take on disk; 0: a tenth of the file system, 2 GiB at least and 50 GiB at
+	// most. What was not used for longest goes first, before a step that may
+	// need the room.
+	CacheLimit int64
 }
 
 // Executor runs the commands of RUN.
@@ -106,7 +113,12 @@ type Builder struct {
 	store *image.Store
 	exec  Executor
 	cache cache
+	inUse func(image.Image) bool
 }
+
+// KeepImages says which images without a name must stay although the cache is
+// full: those of containers. Call it before the first Build.
+func (b *Builder) KeepImages(inUse func(image.Image) bool) { b.inUse = inUse }
 
 // New returns a Builder that keeps layers and images in store and remembers
 // steps in cacheDir. The cache can be removed at any time.
@@ -149,7 +161,7 @@ func (b *Builder) Build(ctx context.Context, o Options) (img image.Image, err er
 	defer named.close()
 	r := &build{
 		Builder: b, o: o, out: newProgress(o.Out), tree: tree, contexts: named, bases: &bases{},
-		done: map[*stage]*state{}, takenArgs: &nameSet{},
+		done: map[*stage]*state{}, takenArgs: &nameSet{}, hold: hold, begun: time.Now(),
 	}
 	if r.platform = native(); o.Platform != "" {
 		if r.platform, err = parseTarget(o.Platform); err != nil {
@@ -184,6 +196,10 @@ type build struct {
 	bases    *bases
 	running  chan struct{} // as many as RUN steps run
 
+	begun     time.Time
+	hold      *image.Hold
+	evicting  sync.RWMutex // held for writing by who removes layers
+	room      room
 	mu        sync.Mutex // of context and the named ones
 	walking   sync.Mutex // held by who walks a context: matchers are made ready on first use
 	takenArgs *nameSet   // names of Options.Args that were of use
@@ -219,6 +235,9 @@ func (b *build) export(ctx context.Context, s *state) (image.Image, error) {
 	}
 	s.config.Created = b.stamp(s)
 	img, err := b.store.Put(ctx, s.config, s.layers, b.o.Tags...)
+	if err == nil {
+		err = b.cache.putImage(img.ID, b.begun)
+	}
 	if err == nil {
 		_, _ = fmt.Fprintf(v, "image %s\n", img.ID)
 		for _, name := range b.o.Tags {

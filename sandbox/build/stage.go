@@ -33,13 +33,14 @@ type stageRun struct {
 	cmdSet bool        // CMD was given in this stage, so ENTRYPOINT leaves it
 
 	trigger bool // the instruction comes from an ONBUILD
+	fresh   bool // nothing is taken from the cache
 }
 
 // stage builds one stage; those it needs are done.
 func (b *build) stage(ctx context.Context, st *stage) error {
 	file := *b.file
 	file.lex = shell.NewLex(file.escape)
-	r := &stageRun{build: b, st: st, file: &file}
+	r := &stageRun{build: b, st: st, file: &file, fresh: b.o.fresh(st)}
 	var err error
 	if r.state, err = r.begin(ctx); err != nil {
 		return b.file.at(st.def.Location, err)
