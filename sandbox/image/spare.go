@@ -15,7 +15,7 @@ import (
 
 // Spare is what somebody who counts uses, a build cache, has no more use for.
 type Spare struct {
-	Images []digest.Digest // go if they have no name
+	Images []digest.Digest // go if they have no name; not their layers
 	Layers []digest.Digest // go if no image has them
 	// Except is the caller's own hold: it does not protect what it gives away.
 	Except *Hold
@@ -31,7 +31,7 @@ func (s *Store) Drop(ctx context.Context, spare Spare) (freed int64, err error) 
 		if err != nil {
 			return 0, fmt.Errorf("drop images: %w", err)
 		}
-		doomed = append(doomed, r)
+		doomed = append(doomed, record{ID: r.ID, Manifest: r.Manifest}) // others may count on its layers
 	}
 	doomed = append(doomed, record{Layers: spare.Layers})
 	freed, err = s.collectFor(ctx, doomed, spare.Except)
