@@ -21,6 +21,7 @@ type buildFlags struct {
 	memory       string
 	quiet        bool
 	idFile       string
+	engine       engineFlags
 }
 
 func buildCommand(env *Env) *cobra.Command {
@@ -55,6 +56,7 @@ func buildCommand(env *Env) *cobra.Command {
 	flags.DurationVar(&f.options.Timeout, "timeout", 0, "longest time of the whole build")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print the image's id only")
 	flags.StringVar(&f.idFile, "iidfile", "", "write the image's id to this file")
+	f.engine.add(flags, &f.options)
 	return c
 }
 
@@ -70,6 +72,9 @@ func (f *buildFlags) complete(env *Env) (err error) {
 	f.options.Out = env.Stderr
 	if f.quiet {
 		f.options.Out = io.Discard
+	}
+	if err := f.engine.complete(env, &f.options); err != nil {
+		return err
 	}
 	return f.findDockerfile()
 }
@@ -100,13 +105,22 @@ func (f *buildFlags) findDockerfile() error {
 }
 
 func (f *buildFlags) build(c *cobra.Command, env *Env, e *sandbox.Engine) error {
-	img, err := e.Build(c.Context(), f.options)
+	r, err := e.Builder().BuildAll(c.Context(), f.options)
 	if err != nil {
+		return err
+	}
+	img := r.Image
+	if err := f.engine.done(r); err != nil {
 		return err
 	}
 	if f.idFile != "" {
 		if err := os.WriteFile(f.idFile, []byte(img.ID.String()), 0o644); err != nil {
 			return err
+		}
+	}
+	for _, out := range f.options.Outputs {
+		if out.Dest == "-" {
+			return nil // stdout has the archive
 		}
 	}
 	fmt.Fprintln(env.Stdout, img.ID)

@@ -53,8 +53,10 @@ type Options struct {
 	Contexts map[string]string
 	// Pull asks the registry for base images that are in the store too.
 	Pull bool
-	// Platform is what the image is for ("linux/arm64"); empty: this machine.
-	Platform string
+	// Platforms are what the image is for ("linux/arm64"); none: this machine.
+	// The store gets this machine's name only; several together, an index, go
+	// to a registry or an OCI archive.
+	Platforms []string
 	// NoCacheFilter are stages, by name or number, whose steps are made anew.
 	NoCacheFilter []string
 	// CacheLimit is how many bytes the steps and mounts that are remembered may
@@ -62,6 +64,18 @@ type Options struct {
 	// most. What was not used for longest goes first, before a step that may
 	// need the room.
 	CacheLimit int64
+	// Outputs are where the image goes; none: the store (see ParseOutput).
+	Outputs []Output
+	// Provenance attaches how the image was made: "min" or "max"; empty: not.
+	// SBOM attaches what is in it.
+	Provenance string
+	SBOM       bool
+	// CacheFrom are caches to begin from, CacheTo where to leave this build's:
+	// "type=local,src=DIR" and "type=local,dest=DIR", "type=registry,ref=NAME";
+	// CacheTo knows "type=inline" too, and mode=min for the image's own steps
+	// alone. Whoever writes to a cache decides what builds FROM it make, of all
+	// apps: name only caches that are yours.
+	CacheFrom, CacheTo []string
 }
 
 // Executor runs the commands of RUN.
@@ -129,102 +143,163 @@ func New(store *image.Store, exec Executor, cacheDir string) *Builder {
 // errTimeout is the cause of a build that took longer than Options.Timeout.
 var errTimeout = errors.New("the build took longer than its time limit")
 
-// Build makes the image of a Dockerfile. An unchanged build gives the same
-// image again. Errors name file and line where they belong to one; a failed RUN
-// is a *StepError.
-func (b *Builder) Build(ctx context.Context, o Options) (img image.Image, err error) {
+// Build is BuildAll for those who want the image alone: this machine's, where
+// several platforms were asked for.
+func (b *Builder) Build(ctx context.Context, o Options) (image.Image, error) {
+	r, err := b.BuildAll(ctx, o)
+	return r.Image, err
+}
+
+// BuildAll makes the image of a Dockerfile, for each platform, and gives it to
+// where Options.Outputs say. An unchanged build gives the same image again.
+// Errors name file and line where they belong to one; a failed RUN is a
+// *StepError.
+func (b *Builder) BuildAll(ctx context.Context, o Options) (r Result, err error) {
 	if o.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("%w of %s", errTimeout, o.Timeout))
 		defer cancel()
 	}
+	if err := o.check(); err != nil {
+		return r, err
+	}
 	if err := os.MkdirAll(b.emptyDir(), 0o755); err != nil {
-		return image.Image{}, fmt.Errorf("build: %w", err)
+		return r, fmt.Errorf("build: %w", err)
 	}
 	hold, err := b.store.Hold()
 	if err != nil {
-		return image.Image{}, fmt.Errorf("build: %w", err)
+		return r, fmt.Errorf("build: %w", err)
 	}
 	defer func() { err = errors.Join(err, hold.Release()) }()
-	if o.Context, err = filepath.Abs(o.Context); err != nil {
-		return image.Image{}, fmt.Errorf("build: %w", err)
+	s := &session{Builder: b, o: o, hold: hold, begun: time.Now(), out: newProgress(o.Out), bases: &bases{}, takenArgs: &nameSet{}}
+	if err := s.open(); err != nil {
+		return r, err
 	}
-	tree, err := openRoot(o.Context)
-	if err != nil {
-		return image.Image{}, fmt.Errorf("open build context: %w", err)
-	}
-	defer tree.Close()
-	named, err := openContexts(o.Contexts)
-	if err != nil {
-		return image.Image{}, err
-	}
-	defer named.close()
-	r := &build{
-		Builder: b, o: o, out: newProgress(o.Out), tree: tree, contexts: named, bases: &bases{},
-		done: map[*stage]*state{}, takenArgs: &nameSet{}, hold: hold, begun: time.Now(),
-	}
-	if r.platform = native(); o.Platform != "" {
-		if r.platform, err = parseTarget(o.Platform); err != nil {
-			return image.Image{}, fmt.Errorf("build: %w", err)
-		}
-	}
-	img, err = r.run(ctx)
+	defer s.close()
+	r, err = s.run(ctx)
 	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
 		err = errors.Join(context.Cause(ctx), err)
 	}
-	return img, err
+	return r, err
 }
 
 // emptyDir is the bottom of every stack of layers: overlayfs wants one, and an
 // image from scratch has none.
 func (b *Builder) emptyDir() string { return filepath.Join(b.cache.dir, "empty") }
 
-// build is one build.
-type build struct {
+// session is one BuildAll.
+type session struct {
 	*Builder
-	o       Options
-	out     *progress
-	tree    *root // the context
-	context *source
-	file    *dockerfile
-	globals vars       // ARGs before the first FROM, and the platform's
-	epoch   *time.Time // SOURCE_DATE_EPOCH
-	done    map[*stage]*state
-
-	platform target
+	o        Options
+	out      *progress
+	tree     *root // the context
+	context  *source
 	contexts *contexts
 	bases    *bases
-	running  chan struct{} // as many as RUN steps run
+	begun    time.Time
+	hold     *image.Hold
+	evicting sync.RWMutex // held for writing by who removes layers
+	room     room
+	inline   bool // the cache goes with the image
 
-	begun     time.Time
-	hold      *image.Hold
-	evicting  sync.RWMutex // held for writing by who removes layers
-	room      room
 	mu        sync.Mutex // of context and the named ones
 	walking   sync.Mutex // held by who walks a context: matchers are made ready on first use
 	takenArgs *nameSet   // names of Options.Args that were of use
 }
 
-func (b *build) run(ctx context.Context) (image.Image, error) {
+func (s *session) open() (err error) {
+	if s.o.Context, err = filepath.Abs(s.o.Context); err != nil {
+		return fmt.Errorf("build: %w", err)
+	}
+	if s.tree, err = openRoot(s.o.Context); err != nil {
+		return fmt.Errorf("open build context: %w", err)
+	}
+	if s.contexts, err = openContexts(s.o.Contexts); err != nil {
+		s.tree.Close()
+	}
+	return err
+}
+
+func (s *session) close() {
+	s.contexts.close()
+	s.tree.Close()
+}
+
+// run builds for one platform after the other: what their stages have in common
+// the later ones find in the cache.
+func (s *session) run(ctx context.Context) (r Result, err error) {
+	targets, err := s.o.targets()
+	if err != nil {
+		return r, err
+	}
+	moves, err := s.o.caches()
+	if err != nil {
+		return r, err
+	}
+	if err := s.importCaches(ctx, moves.from); err != nil {
+		return r, err
+	}
+	s.inline = moves.inline
+	for _, t := range targets {
+		b := &build{session: s, platform: t, several: len(targets) > 1, done: map[*stage]*state{}}
+		final, err := b.run(ctx)
+		if err != nil {
+			return r, err
+		}
+		part, err := b.export(ctx, final)
+		if err != nil {
+			return r, err
+		}
+		r.Images = append(r.Images, part)
+		if s.o.SBOM || s.o.Provenance != "" {
+			r.parts = append(r.parts, b.attested(part))
+		} else {
+			r.parts = append(r.parts, image.Part{Image: part})
+		}
+		if r.Image.ID == "" || t == native() {
+			r.Image = part
+		}
+	}
+	s.saveSums()
+	s.warnUnused()
+	if err := s.exportCaches(ctx, moves.to, r.Images); err != nil {
+		return r, err
+	}
+	r.Bases, r.Digest = s.bases.used(), r.Image.Manifest
+	return r, s.deliver(ctx, &r)
+}
+
+// build is the build of one platform.
+type build struct {
+	*session
+	platform target
+	several  bool // platforms
+	file     *dockerfile
+	globals  vars       // ARGs before the first FROM, and the platform's
+	epoch    *time.Time // SOURCE_DATE_EPOCH
+	done     map[*stage]*state
+	running  chan struct{} // as many as RUN steps run
+}
+
+func (b *build) run(ctx context.Context) (*state, error) {
 	v := b.out.begin("[internal] load build definition from " + b.name())
 	err := b.load()
 	v.end(err)
 	if err != nil {
-		return image.Image{}, err
+		return nil, err
 	}
 	p, err := b.plan(ctx)
 	if err != nil {
-		return image.Image{}, err
+		return nil, err
 	}
 	if err := b.walk(ctx, p); err != nil {
-		return image.Image{}, err
+		return nil, err
 	}
-	b.saveSums()
-	b.warnUnused()
-	return b.export(ctx, b.done[p.target])
+	return b.done[p.target], nil
 }
 
-// export writes the image of the target stage.
+// export writes the image of the target stage. Names are for later: when there
+// is more to be done with it, that may fail.
 func (b *build) export(ctx context.Context, s *state) (image.Image, error) {
 	v := b.out.begin("exporting to image")
 	for name, value := range b.o.Labels {
@@ -233,16 +308,20 @@ func (b *build) export(ctx context.Context, s *state) (image.Image, error) {
 		}
 		s.config.Config.Labels[name] = value
 	}
-	s.config.Created = b.stamp(s)
-	img, err := b.store.Put(ctx, s.config, s.layers, b.o.Tags...)
+	s.config.Created, s.config.BuildCache = b.stamp(s), nil
+	if b.inline {
+		own, _, err := b.carry(s.layers)
+		if err != nil {
+			return image.Image{}, err
+		}
+		s.config.BuildCache = own
+	}
+	img, err := b.store.Put(ctx, s.config, s.layers)
 	if err == nil {
 		err = b.cache.putImage(img.ID, b.begun)
 	}
 	if err == nil {
 		_, _ = fmt.Fprintf(v, "image %s\n", img.ID)
-		for _, name := range b.o.Tags {
-			_, _ = fmt.Fprintf(v, "naming to %s\n", name)
-		}
 	}
 	v.end(err)
 	return img, err
@@ -263,7 +342,7 @@ func (b *build) stamp(s *state) *time.Time {
 }
 
 // name is the Dockerfile's for messages.
-func (b *build) name() string {
+func (b *session) name() string {
 	if b.o.Dockerfile == "" {
 		return "Dockerfile"
 	}

@@ -101,7 +101,7 @@ func (c *contexts) close() {
 
 // namedContext finds what a caller wants a name to mean.
 func (b *build) namedContext(name string) (origin, bool) {
-	if name == "" || b.contexts == nil {
+	if name == "" {
 		return origin{}, false
 	}
 	o, ok := b.contexts.byName[contextName(name)]
@@ -126,7 +126,7 @@ func (b *build) localSource(l *local) (*source, error) {
 }
 
 // saveSums keeps what was learnt of the contexts' files.
-func (b *build) saveSums() {
+func (b *session) saveSums() {
 	list := []*source{b.context}
 	for _, o := range b.contexts.byName {
 		if o.local != nil {

@@ -72,12 +72,14 @@ func (f *files) key(ctx context.Context) (string, error) {
 	k.field("exclude", f.t.exclude...)
 	where := k.key()
 	if content, ok := f.cache.content(where); ok {
+		f.noteContent(where, content)
 		return content, nil
 	}
 	if err := f.find(ctx); err != nil {
 		return "", err
 	}
 	content := f.contentKey()
+	f.noteContent(where, content)
 	return content, f.cache.putContent(where, content)
 }
 

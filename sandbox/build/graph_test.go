@@ -235,16 +235,16 @@ func TestPlatforms(t *testing.T) {
 	t.Run("cross build", func(t *testing.T) {
 		runCases(t, []buildCase{
 			{name: "cross", file: "FROM --platform=$BUILDPLATFORM base AS b\nARG TARGETARCH TARGETPLATFORM BUILDARCH\nRUN echo $TARGETARCH $TARGETPLATFORM $BUILDARCH >/o\nFROM scratch\nCOPY --from=b /o /o",
-				opts: Options{Platform: "linux/" + foreign}, want: map[string]string{"o": "f 644 0:0 " + foreign + " linux/" + foreign + " " + native().arch + "\n"},
+				opts: Options{Platforms: []string{"linux/" + foreign}}, want: map[string]string{"o": "f 644 0:0 " + foreign + " linux/" + foreign + " " + native().arch + "\n"},
 				config: func(c image.Config) any { return []any{c.OS, c.Architecture} }, equals: `["linux","` + foreign + `"]`},
-			{name: "windows", file: "FROM base", opts: Options{Platform: "windows/amd64"}, err: "only images for linux"},
+			{name: "windows", file: "FROM base", opts: Options{Platforms: []string{"windows/amd64"}}, err: "only images for linux"},
 			{name: "FROM nonsense", file: "FROM --platform=x base", err: "Dockerfile:1: FROM --platform=x: platform \"x\": want os/arch"},
 			{name: "FROM blank", file: "ARG X\nFROM --platform=$X base", err: "Dockerfile:2: empty platform value from expression $X"},
 		})
 	})
 	if (target{os: "linux", arch: foreign}).runnable() != nil {
 		runCases(t, []buildCase{{name: "RUN needs an emulator", file: "FROM --platform=linux/" + foreign + " base AS x\nFROM scratch\nRUN x",
-			opts: Options{Platform: "linux/" + foreign}, err: "Dockerfile:3: a step for linux/" + foreign + " cannot run on this machine"}})
+			opts: Options{Platforms: []string{"linux/" + foreign}}, err: "Dockerfile:3: a step for linux/" + foreign + " cannot run on this machine"}})
 	}
 }
 

@@ -57,7 +57,7 @@ func (r *stageRun) step(ctx context.Context, s step) error {
 // cached looks a step up. A layer that is gone, or is not what it was, is a
 // miss.
 func (r *stageRun) cached(ctx context.Context, key string) (record, bool) {
-	if r.fresh {
+	if r.fresh && !r.madeNow(key) {
 		return record{}, false
 	}
 	rec, ok := r.cache.step(key)

@@ -32,11 +32,11 @@ type room struct {
 	reserve int64 // of the file system, that stays free
 	taken   int64 // when it was counted last, and what this build added since
 	used    map[string]record
-	order   []string // keys of used, as they came
+	content map[string]string // what files picked from layers are, by where
 }
 
 // noteUse remembers what this build needs, which must stay.
-func (b *build) noteUse(key string, rec record) {
+func (b *session) noteUse(key string, rec record) {
 	b.room.mu.Lock()
 	defer b.room.mu.Unlock()
 	if b.room.used == nil {
@@ -44,16 +44,33 @@ func (b *build) noteUse(key string, rec record) {
 	}
 	if _, known := b.room.used[key]; !known {
 		b.room.used[key] = rec
-		b.room.order = append(b.room.order, key)
 		b.room.taken += rec.Disk
 	}
+}
+
+func (b *session) noteContent(where, content string) {
+	b.room.mu.Lock()
+	defer b.room.mu.Unlock()
+	if b.room.content == nil {
+		b.room.content = map[string]string{}
+	}
+	b.room.content[where] = content
+}
+
+// madeNow tells whether this build has made or found a step already, for another
+// platform or stage.
+func (b *session) madeNow(key string) bool {
+	b.room.mu.Lock()
+	defer b.room.mu.Unlock()
+	_, yes := b.room.used[key]
+	return yes
 }
 
 // makeRoom lets the steps go that were not used for longest, until the cache has
 // a quarter of its limit left and the file system its reserve. Nothing is done
 // later or at leisure: a burst of builds would win against that. What is in use
 // stays, so a step may still find too little room, and only then.
-func (b *build) makeRoom(ctx context.Context) error {
+func (b *session) makeRoom(ctx context.Context) error {
 	b.evicting.Lock()
 	defer b.evicting.Unlock()
 	b.room.mu.Lock()

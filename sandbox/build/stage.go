@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -145,10 +146,14 @@ func (r *stageRun) title(text string) string {
 	if r.trigger {
 		text = "ONBUILD " + text
 	}
-	if r.st.name == "" {
-		return fmt.Sprintf("[%d/%d] %s", r.count, r.st.total, text)
+	name := r.st.name
+	if r.several {
+		name = strings.TrimSpace(r.st.platform.String() + " " + name)
 	}
-	return fmt.Sprintf("[%s %d/%d] %s", r.st.name, r.count, r.st.total, text)
+	if name != "" {
+		name += " "
+	}
+	return fmt.Sprintf("[%s%d/%d] %s", name, r.count, r.st.total, text)
 }
 
 // history notes an instruction. Values of ARGs are not in it: BuildKit puts

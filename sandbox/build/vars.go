@@ -148,7 +148,7 @@ func (b *build) buildArg(name string) (string, bool) {
 }
 
 // warnUnused names the build arguments that nothing asked for: often a typo.
-func (b *build) warnUnused() {
+func (b *session) warnUnused() {
 	var names []string
 	for name := range b.o.Args {
 		if !b.takenArgs.has(name) && !isProxy(name) {
