@@ -251,11 +251,11 @@ func (s *session) run(ctx context.Context) (r Result, err error) {
 			return r, err
 		}
 		r.Images = append(r.Images, part)
-		if s.o.SBOM || s.o.Provenance != "" {
-			r.parts = append(r.parts, b.attested(part))
-		} else {
-			r.parts = append(r.parts, image.Part{Image: part})
+		whole, err := b.attested(ctx, part)
+		if err != nil {
+			return r, err
 		}
+		r.parts = append(r.parts, whole)
 		if r.Image.ID == "" || t == native() {
 			r.Image = part
 		}

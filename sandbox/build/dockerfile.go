@@ -21,6 +21,7 @@ type dockerfile struct {
 	args   []instructions.ArgCommand // before the first FROM
 	lex    *shell.Lex                // for one goroutine
 	escape rune
+	text   []byte
 	ignore *ignore
 }
 
@@ -56,7 +57,7 @@ func (b *build) load() error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", b.name(), err)
 	}
-	d := &dockerfile{name: b.name(), ignore: ignored}
+	d := &dockerfile{name: b.name(), ignore: ignored, text: data}
 	if err := d.parse(data, b.out.warn); err != nil {
 		return err
 	}

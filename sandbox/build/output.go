@@ -187,6 +187,9 @@ func (s *session) deliver(ctx context.Context, r *Result) error {
 	if len(outputs) == 0 {
 		outputs = []Output{{Type: "image"}}
 	}
+	if (s.o.Provenance != "" || s.o.SBOM) && !slices.ContainsFunc(outputs, func(o Output) bool { return o.Type == "oci" || o.Push }) {
+		s.out.warn("the store keeps no statements about images: provenance and SBOM go with -o type=oci and to registries")
+	}
 	var names []string
 	for _, o := range outputs {
 		if len(o.Names) == 0 {
