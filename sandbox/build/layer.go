@@ -45,7 +45,6 @@ func (r *stageRun) step(ctx context.Context, s step) error {
 		v.end(nil)
 	}
 	r.cache.touch(key)
-	r.noteUse(key, rec)
 	if rec.Layer != "" {
 		r.layers = append(r.layers, rec.Layer)
 		r.created = rec.Created
@@ -54,9 +53,11 @@ func (r *stageRun) step(ctx context.Context, s step) error {
 	return nil
 }
 
-// cached looks a step up. A layer that is gone, or is not what it was, is a
-// miss.
+// cached looks a step up, and keeps what it finds from being evicted. A layer
+// that is gone, or is not what it was, is a miss.
 func (r *stageRun) cached(ctx context.Context, key string) (record, bool) {
+	r.evicting.RLock()
+	defer r.evicting.RUnlock()
 	if r.fresh && !r.madeNow(key) {
 		return record{}, false
 	}
@@ -70,6 +71,7 @@ func (r *stageRun) cached(ctx context.Context, key string) (record, bool) {
 		}
 		return record{}, false
 	}
+	r.noteUse(key, rec)
 	return rec, true
 }
 

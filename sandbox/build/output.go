@@ -190,6 +190,10 @@ func (s *session) deliver(ctx context.Context, r *Result) error {
 	if (s.o.Provenance != "" || s.o.SBOM) && !slices.ContainsFunc(outputs, func(o Output) bool { return o.Type == "oci" || o.Push }) {
 		s.out.warn("the store keeps no statements about images: provenance and SBOM go with -o type=oci and to registries")
 	}
+	if n := len(r.Images); n > 1 && slices.ContainsFunc(outputs, func(o Output) bool { return o.Type == "image" && !o.NoStore }) {
+		s.out.warn(fmt.Sprintf("the store's names mean one image: the one of %d for %s/%s; all go with -o type=oci and to registries",
+			n, r.Image.Config.OS, r.Image.Config.Architecture))
+	}
 	var names []string
 	for _, o := range outputs {
 		if len(o.Names) == 0 {
