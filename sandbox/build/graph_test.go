@@ -17,7 +17,7 @@ import (
 // that they can only end when all run at once.
 func TestParallelStages(t *testing.T) {
 	w := newWorld(t)
-	meet := fmt.Sprintf("RUN touch /meet/$N; for i in $(seq 3000); do [ -e /meet/1 -a -e /meet/2 -a -e /meet/3 -a -e /meet/4 ] && exit 0; sleep 0.01; done; exit 9\n")
+	meet := "RUN touch /meet/$N; for i in $(seq 3000); do [ -e /meet/1 -a -e /meet/2 -a -e /meet/3 -a -e /meet/4 ] && exit 0; sleep 0.01; done; exit 9\n"
 	file := ""
 	for i := 1; i <= 4; i++ {
 		file += fmt.Sprintf("FROM base AS s%d\nARG N=%d\n%sRUN echo %d >/out%d\n", i, i, meet, i, i)
