@@ -190,7 +190,7 @@ func TestCapabilities(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if got, err := caps(f); err != nil || !bytes.Equal(got, raw) {
+	if got, err := caps(int(f.Fd())); err != nil || !bytes.Equal(got, raw) {
 		t.Errorf("capabilities %x, want %x, %v", got, raw, err)
 	}
 	if _, err := unix.Fgetxattr(int(f.Fd()), "user.x", make([]byte, 8)); err != unix.ENODATA {

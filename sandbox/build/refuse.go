@@ -19,9 +19,6 @@ func refuse(cmd instructions.Command) error {
 	case *instructions.RunCommand:
 		return refuseRun(c)
 	case *instructions.CopyCommand:
-		if c.Parents {
-			return errors.New("COPY --parents is not supported")
-		}
 		return refuseRemote("COPY", c.SourcePaths)
 	case *instructions.AddCommand:
 		return refuseAdd(c)

@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"compress/bzip2"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -84,7 +85,7 @@ func (w *writer) unpack(p *pick, dest string) (bool, error) {
 	if !isFile(&e.stat) {
 		return false, nil
 	}
-	f, err := w.src.root.open(e.path)
+	f, err := p.src.root.open(e.path)
 	if err != nil {
 		return false, err
 	}
@@ -99,6 +100,9 @@ func (w *writer) unpack(p *pick, dest string) (bool, error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return false, err
 	}
+	if err := w.settle(); err != nil {
+		return false, err
+	}
 	dir, err := w.dst.resolve(dest)
 	if err != nil {
 		return false, err
@@ -111,10 +115,11 @@ func (w *writer) unpack(p *pick, dest string) (bool, error) {
 		return false, err
 	}
 	defer into.Close()
-	x := extraction{ctx: w.ctx, into: into, owner: w.owner, left: archiveFloor + archiveRatio*e.stat.Size, now: w.now, buf: w.buf}
+	x := extraction{ctx: w.ctx, into: into, owner: w.owner, left: archiveFloor + archiveRatio*e.stat.Size, now: w.now, buf: make([]byte, 256<<10)}
 	if err := x.run(f); err != nil {
 		return false, fmt.Errorf("unpack /%s: %w", e.path, err)
 	}
+	clear(w.made) // it may have replaced any of them
 	return true, w.stillHas(f, e)
 }
 
@@ -123,7 +128,14 @@ func (w *writer) stillHas(f *os.File, e *entry) error {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	return w.copyChecked(io.Discard, f, e)
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return pathError("read", e.path, err)
+	}
+	if sum(h.Sum(nil)) != e.sum {
+		return changed(e.path)
+	}
+	return nil
 }
 
 // extraction writes an archive into a directory. The directory is the root of
@@ -136,11 +148,6 @@ type extraction struct {
 	now   unix.Timespec
 	buf   []byte
 	dirs  []dirMeta
-}
-
-type dirMeta struct {
-	path string
-	meta meta
 }
 
 func (x *extraction) run(f io.Reader) error {
