@@ -61,7 +61,7 @@ func argsOf(code string) string {
 // is copied, so that a stage that was built again and made the same files does
 // not make this layer again.
 func (r *stageRun) transfer(ctx context.Context, t transfer) error {
-	mode, err := t.check()
+	mode, err := t.check(r.o.Git)
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.name, err)
 	}
@@ -102,15 +102,16 @@ func (r *stageRun) transfer(ctx context.Context, t transfer) error {
 // As in BuildKit, --chmod takes that away again.
 func (t *transfer) alone() bool { return t.link && t.chmod == "" }
 
+// pinned tells whether --checksum says what will be copied. A URL's file then
+// has the same content, whatever the server says now.
+func (t *transfer) pinned() bool { return t.checksum != "" && strings.Contains(t.checksum, ":") }
+
 // check looks at what can only be known when variables have been expanded.
-func (t *transfer) check() (*modeChange, error) {
+func (t *transfer) check(git Git) (*modeChange, error) {
 	for _, arg := range t.params.SourcePaths {
-		if err := t.checkRemote(arg); err != nil {
+		if err := t.checkRemote(arg, git); err != nil {
 			return nil, err
 		}
-	}
-	if t.checksum != "" && (len(t.params.SourcePaths) != 1 || isLocal(t.params.SourcePaths[0])) {
-		return nil, errors.New("--checksum needs exactly one source, a URL or a git repository")
 	}
 	if t.link && t.chown != "" && !byNumber(t.chown) {
 		return nil, fmt.Errorf("--chown=%s: names cannot be resolved with --link, use numbers", t.chown)

@@ -57,13 +57,16 @@ func (b *build) contextSource() *source {
 // key is the key of the files' content. For files in layers, which never
 // change, it is remembered.
 func (f *files) key(ctx context.Context) (string, error) {
-	if f.t.from == nil {
+	if f.t.from == nil && !f.t.pinned() {
 		if err := f.find(ctx); err != nil {
 			return "", err
 		}
 		return f.contentKey(), nil
 	}
 	k := newKey("where")
+	if f.t.pinned() {
+		k.field("pinned", f.t.checksum, fmt.Sprint(f.t.unpack != nil && *f.t.unpack, f.t.keepGit != nil && *f.t.keepGit))
+	}
 	k.layers(f.layers)
 	k.field("sources", f.t.params.SourcePaths...)
 	k.field("exclude", f.t.exclude...)
@@ -100,6 +103,18 @@ func (f *files) find(ctx context.Context) error {
 	}
 	found := []pick{}
 	for _, arg := range f.t.params.SourcePaths {
+		r, err := remoteOf(arg)
+		if err != nil {
+			return err
+		}
+		if r != nil {
+			p, err := f.remote(ctx, arg, r)
+			if err != nil {
+				return err
+			}
+			found = append(found, p)
+			continue
+		}
 		picks, err := f.local(ctx, arg, sel)
 		if err != nil {
 			return err

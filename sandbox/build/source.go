@@ -23,6 +23,8 @@ type source struct {
 	ignore  *ignore       // nil: none
 	sums    *sums         // nil: nothing is remembered
 	clock   time.Duration // see clockOf
+	dated   bool          // the times of its files are content
+	key     string        // stands for the content, if it is known without it
 }
 
 // entry is one file of a source that is to be copied.
@@ -365,10 +367,17 @@ func (k *keyHash) feed(picks []pick) {
 	for i := range picks {
 		p := &picks[i]
 		k.field("pick", p.name, strconv.FormatBool(p.unpack))
+		if p.src.key != "" {
+			k.field("known", p.src.key)
+			continue
+		}
 		first := map[[2]uint64]int{}
 		for j := range p.entries {
 			e := &p.entries[j]
 			k.field("entry", e.rel, e.link, string(e.caps), decimal(e.stat.Mode))
+			if p.src.dated {
+				k.field("time", strconv.FormatInt(e.stat.Mtim.Sec, 10))
+			}
 			if e.onWay {
 				k.field("on the way")
 			}
