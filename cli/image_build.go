@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"naru/pipeline/source"
 	"naru/sandbox"
 	"naru/sandbox/build"
 )
@@ -67,11 +68,22 @@ func (f *buildFlags) complete(env *Env) (err error) {
 		return err
 	}
 	f.options.Args, f.options.Labels = parseLabels(args), parseLabels(f.labels)
+	f.options.Git = gitFetcher()
 	f.options.Out = env.Stderr
 	if f.quiet {
 		f.options.Out = io.Discard
 	}
 	return f.findDockerfile()
+}
+
+// gitFetcher fetches ADD's repositories with the ssh agent and known hosts of
+// who runs the command.
+func gitFetcher() source.Fetcher {
+	g := source.Fetcher{AgentSocket: os.Getenv("SSH_AUTH_SOCK")}
+	if home, err := os.UserHomeDir(); err == nil {
+		g.KnownHosts = filepath.Join(home, ".ssh", "known_hosts")
+	}
+	return g
 }
 
 // findDockerfile makes --file relative to the context: on the command line it

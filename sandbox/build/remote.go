@@ -23,7 +23,7 @@ import (
 // fetch.Guard too.
 type Git interface {
 	// Checkout writes the files of s into dir, an empty directory, and returns the
-	// full id of the commit. With dir "" it only finds the commit out.
+	// full id of the commit.
 	Checkout(ctx context.Context, s GitSource, dir string) (commit string, err error)
 }
 

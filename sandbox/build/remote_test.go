@@ -1,12 +1,16 @@
 package build
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/sha512"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -159,4 +163,48 @@ func TestAddURLStaysOut(t *testing.T) {
 	if len(s.asked) != 0 {
 		t.Errorf("asked %q", s.asked)
 	}
+}
+
+// gitStub stands for the fetcher of repositories.
+type gitStub struct {
+	asked []GitSource
+	fill  func(dir string) error
+}
+
+func (g *gitStub) Checkout(_ context.Context, s GitSource, dir string) (string, error) {
+	g.asked = append(g.asked, s)
+	return strings.Repeat("c", 40), g.fill(dir)
+}
+
+func TestAddGit(t *testing.T) {
+	g := &gitStub{fill: func(dir string) error {
+		return errors.Join(os.MkdirAll(filepath.Join(dir, "sub/in"), 0o755), os.WriteFile(filepath.Join(dir, "f"), []byte("F"), 0o755), os.WriteFile(filepath.Join(dir, "sub/in/g"), []byte("G"), 0o644),
+			os.Symlink("/etc", filepath.Join(dir, "out")), os.Symlink("sub", filepath.Join(dir, "near")), os.Chown(filepath.Join(dir, "f"), 5, 5))
+	}}
+	var cases []buildCase
+	for _, c := range []buildCase{
+		{name: "all", file: "ADD https://example.com/a/b.git /n", want: map[string]string{"n/f": "f 755 0:0 F", "n/sub/in/g": "f 644 0:0 G", "n/out": "l /etc"}},
+		{name: "subdirectory", file: "ADD git@example.com:a/b.git#v1:sub/in /n/", want: map[string]string{"n/g": "f 644 0:0 G", "n/f": "-"}},
+		{name: "query", file: "ADD --chown=7:8 https://example.com/a/b.git?branch=main&subdir=sub&checksum=cccc /n/", want: map[string]string{"n/in/g": "f 644 7:8 G"}},
+		{name: "link on the way", file: "ADD https://example.com/a/b.git#:near/in /n/", err: `directory "near/in"`},
+		{name: "link out", file: "ADD https://example.com/a/b.git#:out /n/", err: `directory "out"`},
+		{name: "dots", file: "ADD https://example.com/a/b.git#:../../etc /n/", err: `directory "etc"`},
+		{name: "bad query", file: "ADD https://example.com/a/b.git?x=1 /n/", err: `unexpected query "x"`},
+		{name: "no commit", file: "ADD --checksum=sha256:00 https://example.com/a/b.git /n/", err: "is not the id of a commit"},
+		{name: "two checksums", file: "ADD --checksum=aa https://example.com/a/b.git?checksum=bb /n/", err: "--checksum=aa, and bb in the URL"},
+		{name: "two wishes", file: "ADD --keep-git-dir https://example.com/a/b.git?keep-git-dir=false /n/", err: "differ"},
+		{name: "COPY", file: "COPY https://example.com/a/b.git /n/", err: "which only ADD fetches"},
+	} {
+		c.file = "FROM base\n" + c.file + "\n"
+		c.opts.Git = g
+		cases = append(cases, c)
+	}
+	runCases(t, cases)
+	if s := g.asked[1]; s.URL != "git@example.com:a/b.git" || s.Ref != "v1" || !s.Submodules || s.KeepDir {
+		t.Errorf("asked %+v", s)
+	}
+	if s := g.asked[2]; s.URL != "https://example.com/a/b.git" || s.Ref != "refs/heads/main" || s.Commit != "cccc" {
+		t.Errorf("asked %+v", s)
+	}
+	runCases(t, []buildCase{{name: "nobody", file: "FROM base\nADD https://example.com/a/b.git /n/\n", err: "nobody here to fetch it"}})
 }
