@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,6 +23,7 @@ type buildFlags struct {
 	memory       string
 	quiet        bool
 	idFile       string
+	reach        []string
 }
 
 func buildCommand(env *Env) *cobra.Command {
@@ -55,6 +57,7 @@ func buildCommand(env *Env) *cobra.Command {
 	flags.Int64Var(&f.options.Pids, "pids-limit", 0, "processes that a RUN step may have")
 	flags.DurationVar(&f.options.Timeout, "timeout", 0, "longest time of the whole build")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print the image's id only")
+	flags.StringArrayVar(&f.reach, "add-reach", nil, "network of this machine that ADD may fetch from, such as 127.0.0.0/8")
 	flags.StringVar(&f.idFile, "iidfile", "", "write the image's id to this file")
 	return c
 }
@@ -69,6 +72,13 @@ func (f *buildFlags) complete(env *Env) (err error) {
 	}
 	f.options.Args, f.options.Labels = parseLabels(args), parseLabels(f.labels)
 	f.options.Git = gitFetcher()
+	for _, network := range f.reach {
+		p, err := netip.ParsePrefix(network)
+		if err != nil {
+			return usage("--add-reach %s: %v", network, err)
+		}
+		f.options.Reach = append(f.options.Reach, p.Masked())
+	}
 	f.options.Out = env.Stderr
 	if f.quiet {
 		f.options.Out = io.Discard

@@ -15,10 +15,11 @@
 // instruction changes the stage's state (config.go) or is a step (layer.go): its
 // key is looked up in the cache (cache.go) and a hit adds the layer that is there
 // already. On a miss the store gives a new layer; RUN hands it to the Executor
-// (run.go); COPY, ADD and WORKDIR write into it (copy.go, write.go, untar.go)
-// through an overlay of the layers below that is mounted nowhere (view.go), so
-// that links of the image are followed inside the image and nothing is left
-// behind by a crash. The layer is committed to the store, then remembered under
+// (run.go); COPY, ADD and WORKDIR look through an overlay of the layers below
+// that is mounted nowhere (view.go), so that links of the image are followed
+// inside the image and nothing is left behind by a crash, for where things go
+// (copy.go, write.go, untar.go); the files of COPY are then written side by side
+// (put.go). What ADD names by URL is fetched first (remote.go, room fetch). The layer is committed to the store, then remembered under
 // its key: a build that is killed leaves nothing but good layers and a directory
 // that the store sweeps.
 //

@@ -83,6 +83,7 @@ type File struct {
 // Close lets the file go, sooner or later.
 func (f *File) Close() error {
 	err := f.lock.Close()
+	f.client.http.CloseIdleConnections()
 	return errors.Join(err, f.client.prune())
 }
 
@@ -133,6 +134,7 @@ func (c *Client) get(ctx context.Context, u *url.URL, want digest.Digest) (f *Fi
 	defer func() {
 		if err != nil {
 			lock.Close() // nothing was written to it
+			c.http.CloseIdleConnections()
 			if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
 				err = cause
 			}
