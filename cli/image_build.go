@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"naru/pipeline/source"
 	"naru/sandbox"
 	"naru/sandbox/build"
 )
@@ -22,6 +24,7 @@ type buildFlags struct {
 	quiet        bool
 	idFile       string
 	engine       engineFlags
+	reach        []string
 }
 
 func buildCommand(env *Env) *cobra.Command {
@@ -55,6 +58,7 @@ func buildCommand(env *Env) *cobra.Command {
 	flags.Int64Var(&f.options.Pids, "pids-limit", 0, "processes that a RUN step may have")
 	flags.DurationVar(&f.options.Timeout, "timeout", 0, "longest time of the whole build")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print the image's id only")
+	flags.StringArrayVar(&f.reach, "add-reach", nil, "network of this machine that ADD may fetch from, such as 127.0.0.0/8")
 	flags.StringVar(&f.idFile, "iidfile", "", "write the image's id to this file")
 	f.engine.add(flags, &f.options)
 	return c
@@ -69,6 +73,14 @@ func (f *buildFlags) complete(env *Env) (err error) {
 		return err
 	}
 	f.options.Args, f.options.Labels = parseLabels(args), parseLabels(f.labels)
+	f.options.Git = gitFetcher()
+	for _, network := range f.reach {
+		p, err := netip.ParsePrefix(network)
+		if err != nil {
+			return usage("--add-reach %s: %v", network, err)
+		}
+		f.options.Reach = append(f.options.Reach, p.Masked())
+	}
 	f.options.Out = env.Stderr
 	if f.quiet {
 		f.options.Out = io.Discard
@@ -77,6 +89,16 @@ func (f *buildFlags) complete(env *Env) (err error) {
 		return err
 	}
 	return f.findDockerfile()
+}
+
+// gitFetcher fetches ADD's repositories with the ssh agent and known hosts of
+// who runs the command.
+func gitFetcher() source.Fetcher {
+	g := source.Fetcher{AgentSocket: os.Getenv("SSH_AUTH_SOCK")}
+	if home, err := os.UserHomeDir(); err == nil {
+		g.KnownHosts = filepath.Join(home, ".ssh", "known_hosts")
+	}
+	return g
 }
 
 // findDockerfile makes --file relative to the context: on the command line it

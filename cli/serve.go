@@ -142,7 +142,7 @@ func runAgent(ctx context.Context, p parts) (err error) {
 	if err != nil {
 		return err
 	}
-	builder := image.New(p.engine, image.DefaultLimits())
+	builder := image.New(p.engine, image.DefaultLimits(), source.Fetcher{})
 	a, err := agent.New(agent.Options{
 		Config: p.conf, Store: book, Log: p.log.Named("agent"), Prune: builder.Prune,
 		Engine: &pipeline.Engine{

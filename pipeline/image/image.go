@@ -46,10 +46,12 @@ func DefaultLimits() Limits {
 type Builder struct {
 	engine *sandbox.Engine
 	limits Limits
+	git    build.Git
 }
 
-// New returns a builder over the engine.
-func New(e *sandbox.Engine, l Limits) *Builder { return &Builder{e, l} }
+// New returns a builder over the engine. The repositories that ADD names are
+// fetched by git; nil: they are refused.
+func New(e *sandbox.Engine, l Limits, git build.Git) *Builder { return &Builder{e, l, git} }
 
 // Build makes the image and returns its id. Unchanged input gives the same id:
 // neither the commit nor the time goes into what the id is made of unless the
@@ -63,7 +65,7 @@ func (b *Builder) Build(ctx context.Context, r pipeline.BuildRequest) (digest st
 		Context: dir, Dockerfile: r.Build.Dockerfile, Target: r.Build.Target, Args: maps.Clone(r.Build.Args),
 		Labels: map[string]string{LabelApp: r.App},
 		Tags:   []string{Name(r.App, r.Commit.Hash)},
-		Out:    r.Log, Network: b.limits.Network,
+		Out:    r.Log, Network: b.limits.Network, Git: b.git,
 		Memory: b.limits.Memory, CPUs: b.limits.CPUs, Pids: b.limits.Pids, Timeout: b.limits.Timeout,
 	})
 	if err != nil {

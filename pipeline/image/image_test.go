@@ -48,7 +48,7 @@ func newBuilder(t *testing.T) (*Builder, *sandbox.Engine) {
 	}
 	limits := DefaultLimits()
 	limits.Memory, limits.Network = 256<<20, "none"
-	return New(e, limits), e
+	return New(e, limits, nil), e
 }
 
 func request(dir string, log io.Writer) pipeline.BuildRequest {

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/filemode"
 	"github.com/go-git/go-git/v5/plumbing/object"
 	"github.com/go-git/go-git/v5/plumbing/storer"
@@ -52,6 +53,11 @@ type exporter struct {
 	mtime   time.Time
 	dirs    []string
 	links   []string
+	// asIs writes links that lead outside and LFS pointers too: for a tree that
+	// nobody follows links in.
+	asIs bool
+	// submodule is called for submodules; nil: they are refused.
+	submodule func(name string, id plumbing.Hash) error
 }
 
 // export writes the commit's tree into the directory.
@@ -141,6 +147,9 @@ func (e *exporter) entry(name string, entry *object.TreeEntry, depth int) error 
 		}
 		return e.directory(name, child, depth+1)
 	case filemode.Submodule:
+		if e.submodule != nil {
+			return e.submodule(name, entry.Hash)
+		}
 		return refuse("%q is a submodule, which is not supported: put its files into the repository", name)
 	case filemode.Regular, filemode.Deprecated, filemode.Executable, filemode.Symlink:
 	default:
@@ -193,7 +202,7 @@ func (e *exporter) file(name string, mode filemode.FileMode, size int64, content
 		if _, err := io.ReadFull(r, head); err != nil {
 			return r.failed(name, err)
 		}
-		if bytes.HasPrefix(head, []byte(lfsPointer)) {
+		if bytes.HasPrefix(head, []byte(lfsPointer)) && !e.asIs {
 			return refuse("%q is kept in Git LFS, which is not supported: only a pointer to it is in the repository", name)
 		}
 		if _, err := f.Write(head); err != nil {
@@ -255,6 +264,9 @@ func (e *exporter) symlink(name string, size int64, content io.Reader) error {
 	target := string(text)
 	if strings.ContainsRune(target, 0) {
 		return refuse("the symlink %q has a NUL in its target", name)
+	}
+	if e.asIs {
+		return twice(e.root.Symlink(target, name))
 	}
 	if to := path.Join(path.Dir(name), target); path.IsAbs(target) || to == ".." || strings.HasPrefix(to, "../") {
 		return refuse("the symlink %q leaves the repository: %.200q", name, target)

@@ -2,16 +2,22 @@ package build
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
 	"golang.org/x/sys/unix"
 )
 
@@ -35,6 +41,73 @@ func zstded(t *testing.T, data []byte) string {
 		t.Fatal(err)
 	}
 	return string(w.EncodeAll(data, nil))
+}
+
+func xzed(t *testing.T, data []byte, c xz.WriterConfig) string {
+	t.Helper()
+	var buf bytes.Buffer
+	w, err := c.NewWriter(&buf)
+	must(t, err)
+	_, err = w.Write(data)
+	must(t, err)
+	must(t, w.Close())
+	return buf.String()
+}
+
+// TestXZ: the walk through the structure agrees with what xz(1) and the library
+// write, and finds blocks that want too much memory.
+func TestXZ(t *testing.T) {
+	data := bytes.Repeat([]byte("some text that can be compressed "), 1_500)
+	noise := make([]byte, 30_000)
+	for i := range noise {
+		noise[i] = byte(i * i >> 7 * (i>>3 | 1))
+	}
+	data = append(data, noise...)
+	files := map[string]string{
+		"library": xzed(t, data, xz.WriterConfig{}), "blocks": xzed(t, data, xz.WriterConfig{BlockSize: 5_000, CheckSum: xz.SHA256}),
+		"no check": xzed(t, data, xz.WriterConfig{NoCheckSum: true}),
+	}
+	files["streams"] = files["library"] + "\x00\x00\x00\x00" + files["blocks"]
+	for _, args := range []string{"-0", "-9", "--block-size=20000 -T2", "--check=sha256", "--check=none"} {
+		cmd := exec.Command("xz", append(strings.Fields(args), "-c")...)
+		cmd.Stdin = bytes.NewReader(data)
+		if out, err := cmd.Output(); err == nil {
+			files["xz "+args] = string(out)
+		}
+	}
+	for name, file := range files {
+		want := data
+		if name == "streams" {
+			want = append(slices.Clone(data), data...)
+		}
+		r, err := newXZ(bufio.NewReader(strings.NewReader(file)))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		got, err := io.ReadAll(r)
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
+	}
+	huge := xzed(t, []byte("x"), xz.WriterConfig{DictCap: maxWindow + 1})
+	second := files["no check"] + huge
+	for _, file := range []string{huge, second} {
+		r, err := newXZ(bufio.NewReader(strings.NewReader(file)))
+		if err == nil {
+			_, err = io.Copy(io.Discard, r)
+		}
+		if err == nil || !strings.Contains(err.Error(), "bytes of memory") {
+			t.Error(err)
+		}
+	}
+	for cut := 0; cut < 120; cut += 3 { // and damage is found, without a panic
+		if r, err := newXZ(bufio.NewReader(strings.NewReader(files["blocks"][:len(files["blocks"])-1-cut]))); err == nil {
+			if _, err := io.Copy(io.Discard, r); err == nil {
+				t.Errorf("%d bytes less: no error", cut+1)
+			}
+		}
+	}
 }
 
 func bzip2ed(t *testing.T, data []byte) string {
@@ -63,13 +136,15 @@ func TestAdd(t *testing.T) {
 		"n/deep": "d 755 0:0", "n/deep/er/g": "f 600 0:0 G", "n/d/p": "10000 640 0:0",
 	}
 	ctx := map[string]string{"a.tar": string(archive), "a.tgz": gzipped(t, archive), "a.zst": zstded(t, archive), "plain.gz": gzipped(t, []byte("no tar")), "file": "x",
-		"a.xz": "\xfd7zXZ\x00" + strings.Repeat("x", 100), "broken.tgz": gzipped(t, archive)[:60]}
+		"a.xz": xzed(t, archive, xz.WriterConfig{}), "b.xz": "\xfd7zXZ\x00" + strings.Repeat("x", 100), "broken.tgz": gzipped(t, archive)[:60]}
 	cases := []buildCase{
 		{name: "tar", file: "FROM scratch\nADD a.tar /n", ctx: ctx, want: want, log: "unpacked a.tar"},
 		{name: "gzip", file: "FROM scratch\nADD a.tgz /n/", ctx: ctx, want: want},
 		{name: "zstd", file: "FROM scratch\nADD a.zst /n/", ctx: ctx, want: want},
-		{name: "xz", file: "FROM scratch\n\nADD a.xz /n/", ctx: ctx, err: `Dockerfile:3: ADD: "/a.xz" is compressed with xz`},
-		{name: "xz not unpacked", file: "FROM scratch\nADD --unpack=false a.xz /n/", ctx: ctx},
+		{name: "xz", file: "FROM scratch\nADD a.xz /n/", ctx: ctx, want: want},
+		{name: "xz not unpacked", file: "FROM scratch\nADD --unpack=false a.xz /n/", ctx: ctx, want: map[string]string{"n/d": "-"}},
+		{name: "no xz", file: "FROM scratch\nADD b.xz /n/", ctx: ctx, want: map[string]string{"n/b.xz": "f 644 0:0 " + ctx["b.xz"]}},
+		{name: "chmod is not for archives", file: "FROM scratch\nADD --chmod=700 a.tar file /n/m/", ctx: ctx, want: map[string]string{"n": "d 755 0:0", "n/m/d/f": "f 4755 5:6 F", "n/m/file": "f 700 0:0 x"}},
 		{name: "no archive", file: "FROM scratch\nADD file plain.gz /n/", ctx: ctx, want: map[string]string{"n/file": "f 644 0:0 x"}},
 		{name: "copy keeps it packed", file: "FROM scratch\nCOPY a.tar /n/", ctx: ctx, want: map[string]string{"n/d": "-"}},
 		{name: "chown", file: "FROM base\nADD --chown=app a.tar /n", ctx: ctx, want: map[string]string{"n": "d 755 1000:1001", "n/d/f": "f 4755 1000:1001 F"}},
@@ -111,6 +186,14 @@ func TestHostileArchives(t *testing.T) {
 		"whiteout":          {entries: []tarEntry{reg(".wh.bin")}, err: "names that begin with .wh."},
 		"whiteout device":   {entries: []tarEntry{{name: "bin", kind: tar.TypeChar, mode: 0o644}}, err: "operation not permitted"},
 		"whiteout parent":   {entries: []tarEntry{reg(".wh..wh..opq/x")}, err: "names that begin with .wh."},
+		"twice":             {entries: []tarEntry{{name: "CANARY", kind: tar.TypeReg, mode: 0o600, data: "first"}, reg("CANARY")}, inside: "nCANARY"},
+		"link replaced":     {entries: []tarEntry{link("l", "CANARYDIR"), {name: "l", kind: tar.TypeDir, mode: 0o755}, reg("l/canary")}, inside: "n/l/canary"},
+		"directory to link": {entries: []tarEntry{{name: "d", kind: tar.TypeDir, mode: 0o755}, link("d", "CANARYDIR"), reg("d/canary")}, inside: "nCANARYDIR/canary"},
+		"opaque":            {entries: []tarEntry{{name: "d/", kind: tar.TypeDir, mode: 0o755, pax: map[string]string{"SCHILY.xattr.trusted.overlay.opaque": "y"}}, reg("d/f")}, inside: "n/d/f"},
+		"pax path":          {entries: []tarEntry{{name: "../../CANARY", kind: tar.TypeReg, mode: 0o644, data: "EVIL", pax: map[string]string{"comment": "x"}}}, inside: "nCANARY"},
+		"deep":              {entries: []tarEntry{reg(strings.Repeat("d/", 100_000) + "f")}, err: "name is longer than"},
+		"long link":         {entries: []tarEntry{link("l", strings.Repeat("x", 5000))}, err: "name is longer than"},
+		"long element":      {entries: []tarEntry{reg(strings.Repeat("x", 300))}, err: "too long"},
 		"owner":             {entries: []tarEntry{{name: "f", kind: tar.TypeReg, uid: 200000}}, err: "outside 0..65535"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -153,16 +236,69 @@ func TestHostileArchives(t *testing.T) {
 
 func TestArchiveBomb(t *testing.T) {
 	w := newWorld(t)
+	var headers bytes.Buffer
+	tw := tar.NewWriter(&headers)
+	for range 11 {
+		must(t, tw.WriteHeader(&tar.Header{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{"comment": strings.Repeat("x", 100_000)}}))
+	}
+	must(t, tw.Close())
+	for name, data := range map[string][]byte{
+		"file":    makeTar(t, tarEntry{name: "z", kind: tar.TypeReg, data: strings.Repeat("\x00", 1<<20)}),
+		"headers": headers.Bytes(), // nothing is written at all
+		"sparse":  []byte(sparseTar(t, 1<<40)),
+	} {
+		tree, err := openRoot(t.TempDir())
+		must(t, err)
+		x := extraction{ctx: w.t.Context(), into: tree, left: 1<<20 - 1, buf: make([]byte, 1<<16)}
+		if err := x.run(strings.NewReader(gzipped(t, data))); err == nil || !strings.Contains(err.Error(), "more than is allowed") {
+			t.Errorf("%s: %v", name, err)
+		}
+		must(t, tree.Close())
+	}
 	tree, err := openRoot(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer tree.Close()
-	data := makeTar(t, tarEntry{name: "z", kind: tar.TypeReg, data: strings.Repeat("\x00", 1<<20)})
-	x := extraction{ctx: w.t.Context(), into: tree, left: 1<<20 - 1, buf: make([]byte, 1<<16)}
-	if err := x.run(strings.NewReader(gzipped(t, data))); err == nil || !strings.Contains(err.Error(), "more than is allowed") {
-		t.Error(err)
+	x := extraction{ctx: w.t.Context(), into: tree, left: 1 << 30, buf: make([]byte, 1<<16)}
+	must(t, x.run(strings.NewReader(sparseTar(t, 100<<20))))
+	st, err := tree.lstat("s")
+	must(t, err)
+	if st.Size != 100<<20 || st.Blocks > 1000 {
+		t.Errorf("%d bytes in %d blocks", st.Size, st.Blocks)
 	}
+	cut := makeTar(t, tarEntry{name: "z", kind: tar.TypeReg, data: strings.Repeat("x", 1<<20)})[:100_000]
+	if err := x.run(bytes.NewReader(cut)); err == nil || !strings.Contains(err.Error(), "unexpected EOF") {
+		t.Errorf("cut off: %v", err)
+	}
+}
+
+// sparseTar is an archive of one file of this size that holds a single byte, in
+// the old GNU format, which needs no room for the holes.
+func sparseTar(t *testing.T, size int64) string {
+	t.Helper()
+	h := make([]byte, 512)
+	octal := func(at, width int, n int64) { copy(h[at:], fmt.Sprintf("%0*o", width-1, n)) }
+	base256 := func(at int, n int64) {
+		h[at] = 0x80
+		binary.BigEndian.PutUint64(h[at+4:], uint64(n))
+	}
+	h[0] = 's'
+	octal(100, 8, 0o644)
+	octal(108, 8, 0)
+	octal(116, 8, 0)
+	octal(124, 12, 1) // bytes in the archive
+	octal(136, 12, 0)
+	h[156] = 'S'
+	copy(h[257:], "ustar  \x00")
+	base256(386, size-1) // the one part
+	octal(398, 12, 1)
+	base256(483, size)
+	copy(h[148:], "        ")
+	sum := int64(0)
+	for _, b := range h {
+		sum += int64(b)
+	}
+	copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
+	return string(h) + "x" + strings.Repeat("\x00", 511+1024)
 }
 
 // TestCapabilities: security.capability is the one attribute that a layer keeps.
@@ -190,7 +326,7 @@ func TestCapabilities(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if got, err := caps(f); err != nil || !bytes.Equal(got, raw) {
+	if got, err := caps(int(f.Fd())); err != nil || !bytes.Equal(got, raw) {
 		t.Errorf("capabilities %x, want %x, %v", got, raw, err)
 	}
 	if _, err := unix.Fgetxattr(int(f.Fd()), "user.x", make([]byte, 8)); err != unix.ENODATA {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -76,6 +77,13 @@ type Options struct {
 	// alone. Whoever writes to a cache decides what builds FROM it make, of all
 	// apps: name only caches that are yours.
 	CacheFrom, CacheTo []string
+	// Git fetches the repositories that ADD names; nil: such an ADD is an error.
+	Git Git
+	// Reach are networks that ADD may fetch from although they are this machine's
+	// or link-local (see fetch.Guard): ADD asks from here, not from the sandbox.
+	Reach []netip.Prefix
+	// FetchBytes limits one file that ADD fetches; 0: 4 GiB.
+	FetchBytes int64
 }
 
 // Executor runs the commands of RUN.

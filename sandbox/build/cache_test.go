@@ -86,7 +86,7 @@ func TestMutations(t *testing.T) {
 	}
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -249,15 +249,15 @@ func TestChangedWhileCopied(t *testing.T) {
 	must(t, err)
 	defer tree.Close()
 	src := &source{root: tree, context: true, sums: loadSums(filepath.Join(w.dir, "sums")), clock: tick}
-	picks, err := src.pick(t.Context(), "f", sieve{})
+	picks, err := src.pick(t.Context(), "f", selection{})
 	must(t, err)
 	same(t, filepath.Join(dir, "f"), "new")
 	into, err := openRoot(t.TempDir())
 	must(t, err)
 	defer into.Close()
 	wr := newWriter(t.Context(), into)
-	wr.src = src
-	if err := wr.place(&picks[0], "/f"); !errors.Is(err, errChanged) {
+	must(t, wr.place(&picks[0], "/f"))
+	if err := wr.put(into); !errors.Is(err, errChanged) {
 		t.Error(err)
 	}
 }
@@ -272,7 +272,7 @@ func TestSumsOfYoungFiles(t *testing.T) {
 	defer tree.Close()
 	pick := func(clock time.Duration) *sums {
 		s := &source{root: tree, context: true, sums: loadSums(filepath.Join(dir, "sums")), clock: clock}
-		if _, err := s.pick(t.Context(), ".", sieve{}); err != nil {
+		if _, err := s.pick(t.Context(), ".", selection{}); err != nil {
 			t.Fatal(err)
 		}
 		must(t, s.sums.save())

@@ -16,21 +16,24 @@ import (
 
 // transfer is COPY or ADD, with all words expanded.
 type transfer struct {
-	name    string // COPY or ADD
-	text    string // as it was written: values of ARGs are not in it
-	params  instructions.SourcesAndDest
-	exclude []string
-	chown   string
-	chmod   string
-	link    bool // the layer does not depend on those below
-	unpack  bool
-	from    *origin // nil: the context
+	name     string // COPY or ADD
+	text     string // as it was written: values of ARGs are not in it
+	params   instructions.SourcesAndDest
+	exclude  []string
+	parents  bool
+	chown    string
+	chmod    string
+	link     bool // the layer does not depend on those below
+	unpack   *bool
+	checksum string
+	keepGit  *bool
+	from     *origin // nil: the context
 }
 
 func (r *stageRun) copy(ctx context.Context, c *instructions.CopyCommand) error {
 	t := transfer{
 		name: "COPY", text: argsOf(c.String()), params: c.SourcesAndDest, exclude: c.ExcludePatterns,
-		chown: c.Chown, chmod: c.Chmod, link: c.Link,
+		parents: c.Parents, chown: c.Chown, chmod: c.Chmod, link: c.Link, unpack: new(bool),
 	}
 	if o, ok := r.st.from[use{cmd: c}]; ok {
 		t.from = &o
@@ -41,7 +44,7 @@ func (r *stageRun) copy(ctx context.Context, c *instructions.CopyCommand) error 
 func (r *stageRun) add(ctx context.Context, c *instructions.AddCommand) error {
 	return r.transfer(ctx, transfer{
 		name: "ADD", text: argsOf(c.String()), params: c.SourcesAndDest, exclude: c.ExcludePatterns,
-		chown: c.Chown, chmod: c.Chmod, link: c.Link, unpack: c.Unpack == nil || *c.Unpack,
+		chown: c.Chown, chmod: c.Chmod, link: c.Link, unpack: c.Unpack, checksum: c.Checksum, keepGit: c.KeepGitDir,
 	})
 }
 
@@ -58,9 +61,9 @@ func argsOf(code string) string {
 // is copied, so that a stage that was built again and made the same files does
 // not make this layer again.
 func (r *stageRun) transfer(ctx context.Context, t transfer) error {
-	mode, err := t.check()
+	mode, err := t.check(r.o.Git)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", t.name, err)
 	}
 	src, err := r.files(ctx, t)
 	if err != nil {
@@ -73,18 +76,18 @@ func (r *stageRun) transfer(ctx context.Context, t transfer) error {
 	}
 	dest := absolute(r.config.Config.WorkingDir, t.params.DestPath)
 	k := newKey("copy")
-	if !t.link {
+	if !t.alone() {
 		k.layers(r.layers)
 	}
 	k.field("content", content)
-	k.field("to", dest, t.chown, t.chmod, strconv.FormatBool(t.link), strconv.FormatBool(t.unpack))
+	k.field("to", dest, t.chown, t.chmod, strconv.FormatBool(t.alone()))
 	for _, text := range t.params.SourceContents {
 		k.field("text", text.Path, text.Data)
 	}
 	full := t.name + " " + t.text
 	return r.step(ctx, step{key: k, text: full, history: full,
 		write: func(ctx context.Context, l *image.Layer, lower []string, v *vertex) error {
-			if t.link {
+			if t.alone() {
 				lower = []string{r.emptyDir()}
 			}
 			if err := r.write(ctx, layerAt{l, lower}, job{t, src, dest, mode}, v); err != nil {
@@ -95,23 +98,25 @@ func (r *stageRun) transfer(ctx context.Context, t transfer) error {
 	})
 }
 
+// alone tells whether the layer is made without a look at those below (--link).
+// As in BuildKit, --chmod takes that away again.
+func (t *transfer) alone() bool { return t.link && t.chmod == "" }
+
+// pinned tells whether --checksum says what will be copied. A URL's file then
+// has the same content, whatever the server says now.
+func (t *transfer) pinned() bool { return t.checksum != "" && strings.Contains(t.checksum, ":") }
+
 // check looks at what can only be known when variables have been expanded.
-func (t *transfer) check() (mode *uint32, err error) {
-	if err := refuseRemote(t.name, t.params.SourcePaths); err != nil {
-		return nil, err
+func (t *transfer) check(git Git) (*modeChange, error) {
+	for _, arg := range t.params.SourcePaths {
+		if err := t.checkRemote(arg, git); err != nil {
+			return nil, err
+		}
 	}
 	if t.link && t.chown != "" && !byNumber(t.chown) {
-		return nil, fmt.Errorf("%s --chown=%s: names cannot be resolved with --link, use numbers", t.name, t.chown)
+		return nil, fmt.Errorf("--chown=%s: names cannot be resolved with --link, use numbers", t.chown)
 	}
-	if t.chmod == "" {
-		return nil, nil
-	}
-	n, err := strconv.ParseUint(t.chmod, 8, 32)
-	if err != nil || n > 0o7777 {
-		return nil, fmt.Errorf("%s --chmod=%s: only octal modes from 0 to 7777 are supported", t.name, t.chmod)
-	}
-	m := uint32(n)
-	return &m, nil
+	return parseMode(t.chmod)
 }
 
 // absolute joins a destination to the working directory. A slash or "/." at its
@@ -135,7 +140,7 @@ type job struct {
 	t    transfer
 	src  *files
 	dest string
-	mode *uint32 // of --chmod
+	mode *modeChange // of --chmod
 }
 
 // layerAt is a layer that is being written, and those below it.
@@ -149,26 +154,25 @@ func (r *stageRun) write(ctx context.Context, l layerAt, j job, v *vertex) error
 	if err := j.src.find(ctx); err != nil {
 		return err
 	}
-	tree, err := view(l.Layer, l.lower)
+	w, err := openWriter(ctx, l)
 	if err != nil {
 		return err
 	}
-	defer tree.Close()
-	w := newWriter(ctx, tree)
-	w.src, w.mode = j.src.src, j.mode
+	defer w.close() // after flush it does nothing; before, there is an error already
+	w.mode = j.mode
 	if j.t.chown != "" {
-		o, err := lookup(tree, j.t.chown)
+		o, err := lookup(w.dst, j.t.chown)
 		if err != nil {
 			return fmt.Errorf("--chown=%s: %w", j.t.chown, err)
 		}
 		w.owner = &o
 	}
-	if err := w.severalInto(j); err != nil {
+	if err := w.severalInto(j, v); err != nil {
 		return err
 	}
 	for i := range j.src.found {
 		p := &j.src.found[i]
-		if j.t.unpack {
+		if p.unpack {
 			done, err := w.unpack(p, j.dest)
 			if err != nil {
 				return err
@@ -187,12 +191,12 @@ func (r *stageRun) write(ctx context.Context, l layerAt, j job, v *vertex) error
 			return err
 		}
 	}
-	return nil
+	return w.flush()
 }
 
-// severalInto refuses several files for one name. BuildKit keeps the last one,
-// against its documentation.
-func (w *writer) severalInto(j job) error {
+// severalInto warns of several files for one name. The last one stays, as in
+// BuildKit, whose documentation asks for a slash.
+func (w *writer) severalInto(j job, v *vertex) error {
 	n := len(j.t.params.SourceContents)
 	for i := range j.src.found {
 		if !j.src.found[i].isDir() {
@@ -213,7 +217,8 @@ func (w *writer) severalInto(j job) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return fmt.Errorf("%d files for %s: end it with a / if it is to be a directory", n, j.dest)
+	_, _ = fmt.Fprintf(v, "WARNING: %d files for %s, of which the last one stays: end it with a / if it is to be a directory\n", n, j.dest)
+	return nil
 }
 
 // workdir is WORKDIR. The directory belongs to USER, as in BuildKit.

@@ -18,10 +18,11 @@
 // up in the cache (cache.go) and a hit, whose layer looks as it did (shape.go), adds
 // the layer that is there already. On a miss room is made (room.go) and the store
 // gives a new layer; RUN hands it to the Executor (run.go); COPY, ADD and WORKDIR
-// write into it (copy.go, write.go, untar.go) through an overlay of the layers below
-// that is mounted nowhere (view.go), so that links of the image are followed inside
-// the image and nothing is left behind by a crash. The layer is committed to the
-// store, then remembered under its key: a build that is killed leaves nothing but
+// look for where things go through an overlay of the layers below that is mounted
+// nowhere (view.go), so that links of the image are followed inside the image and
+// nothing is left behind by a crash (copy.go, write.go, untar.go), and write files
+// side by side (put.go); what ADD names by URL is fetched first (remote.go, room
+// fetch). The layer is committed to the store, then remembered under its key: a build that is killed leaves nothing but
 // good layers and a directory that the store sweeps. When all platforms are built,
 // the image goes to its places (output.go), with statements about it (attest.go).
 //

@@ -3,6 +3,7 @@ package build
 import (
 	"context"
 	"fmt"
+	"strconv"
 
 	"github.com/moby/patternmatcher"
 	"github.com/opencontainers/go-digest"
@@ -16,8 +17,8 @@ type files struct {
 	t      transfer
 	layers []digest.Digest // that hold them; not for the context
 	src    *source         // opened when it is looked at
-	found  []pick
-	own    bool // src ends with this transfer
+	found  []pick          // nil: not looked for yet
+	closed []func()        // what ends with this transfer
 }
 
 // files says where a transfer's files are.
@@ -60,16 +61,20 @@ func (b *build) contextSource() *source {
 // key is the key of the files' content. For files in layers, which never
 // change, it is remembered.
 func (f *files) key(ctx context.Context) (string, error) {
-	if f.src != nil { // a context: it may have changed
+	if f.src != nil && !f.t.pinned() { // a context: it may have changed
 		if err := f.find(ctx); err != nil {
 			return "", err
 		}
 		return f.contentKey(), nil
 	}
 	k := newKey("where")
+	if f.t.pinned() {
+		k.field("pinned", f.t.checksum, fmt.Sprint(f.t.unpack != nil && *f.t.unpack, f.t.keepGit != nil && *f.t.keepGit))
+	}
 	k.layers(f.layers)
 	k.field("sources", f.t.params.SourcePaths...)
 	k.field("exclude", f.t.exclude...)
+	k.field("parents", strconv.FormatBool(f.t.parents))
 	where := k.key()
 	if content, ok := f.cache.content(where); ok {
 		f.noteContent(where, content)
@@ -85,46 +90,40 @@ func (f *files) key(ctx context.Context) (string, error) {
 
 func (f *files) contentKey() string {
 	k := newKey("files")
-	k.feed(f.src, f.found)
+	k.feed(f.found)
 	return k.key()
 }
 
-// find walks the source and sums its files, once.
+// find walks the sources and sums their files, once.
 func (f *files) find(ctx context.Context) error {
 	if f.found != nil {
 		return nil
 	}
-	if f.src == nil {
-		lower, err := f.store.Lower(image.Image{Layers: f.layers})
-		if err != nil {
-			return err
-		}
-		tree, err := f.viewOf(lower)
-		if err != nil {
-			return err
-		}
-		f.src, f.own = &source{root: tree}, true
-	}
-	if f.src.context {
-		f.walking.Lock()
-		defer f.walking.Unlock()
-	}
-	var exclude sieve
+	sel := selection{parents: f.t.parents}
 	if len(f.t.exclude) > 0 {
 		m, err := patternmatcher.New(f.t.exclude)
 		if err != nil {
 			return fmt.Errorf("--exclude: %w", err)
 		}
-		exclude.matcher = m
+		sel.exclude.matcher = m
 	}
 	found := []pick{}
 	for _, arg := range f.t.params.SourcePaths {
-		picks, err := f.src.pick(ctx, arg, exclude)
+		r, err := remoteOf(arg)
 		if err != nil {
 			return err
 		}
-		if len(picks) == 0 {
-			f.out.warn(fmt.Sprintf("%s: nothing matches %q", f.t.name, arg))
+		if r != nil {
+			p, err := f.remote(ctx, arg, r)
+			if err != nil {
+				return err
+			}
+			found = append(found, p)
+			continue
+		}
+		picks, err := f.local(ctx, arg, sel)
+		if err != nil {
+			return err
 		}
 		found = append(found, picks...)
 	}
@@ -132,8 +131,48 @@ func (f *files) find(ctx context.Context) error {
 	return nil
 }
 
+// local finds an argument that is no URL.
+func (f *files) local(ctx context.Context, arg string, sel selection) ([]pick, error) {
+	if err := f.open(); err != nil {
+		return nil, err
+	}
+	if f.src.context {
+		f.walking.Lock()
+		defer f.walking.Unlock()
+	}
+	picks, err := f.src.pick(ctx, arg, sel)
+	if err != nil {
+		return nil, err
+	}
+	if len(picks) == 0 {
+		f.out.warn(fmt.Sprintf("%s: nothing matches %q", f.t.name, arg))
+	}
+	for i := range picks {
+		picks[i].unpack = f.t.unpack == nil || *f.t.unpack
+	}
+	return picks, nil
+}
+
+// open opens the layers that local files come from.
+func (f *files) open() error {
+	if f.src != nil {
+		return nil
+	}
+	lower, err := f.store.Lower(image.Image{Layers: f.layers})
+	if err != nil {
+		return err
+	}
+	tree, err := f.viewOf(lower)
+	if err != nil {
+		return err
+	}
+	f.src = &source{root: tree}
+	f.closed = append(f.closed, func() { _ = tree.Close() })
+	return nil
+}
+
 func (f *files) close() {
-	if f.own {
-		f.src.root.Close()
+	for _, end := range f.closed {
+		end()
 	}
 }

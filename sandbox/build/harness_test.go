@@ -128,14 +128,14 @@ func runStep(text string) error {
 
 // world is a store, a cache and an executor.
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	store *image.Store
 	runs  int
 	steps []Step
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("building needs root: overlayfs and chown")
@@ -177,7 +177,7 @@ type tarEntry struct {
 	pax              map[string]string
 }
 
-func makeTar(t *testing.T, entries ...tarEntry) []byte {
+func makeTar(t testing.TB, entries ...tarEntry) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	tw := tar.NewWriter(&buf)
@@ -203,7 +203,7 @@ func makeTar(t *testing.T, entries ...tarEntry) []byte {
 }
 
 // baseTar is busybox with a merged /usr, accounts and a few traps.
-func baseTar(t *testing.T) []byte {
+func baseTar(t testing.TB) []byte {
 	t.Helper()
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
@@ -244,7 +244,7 @@ func (w *world) context(files map[string]string) string {
 	return dir
 }
 
-func writeFile(t *testing.T, dir, name, data string) {
+func writeFile(t testing.TB, dir, name, data string) {
 	t.Helper()
 	p := filepath.Join(dir, strings.TrimSuffix(strings.TrimSuffix(name, "*"), "@link"))
 	err := os.MkdirAll(filepath.Dir(p), 0o755)
@@ -298,7 +298,7 @@ func (w *world) look(img image.Image, p string) string {
 	return describe(w.t, tree, strings.TrimPrefix(p, "/"))
 }
 
-func describe(t *testing.T, tree *root, p string) string {
+func describe(t testing.TB, tree *root, p string) string {
 	t.Helper()
 	st, err := tree.lstat(p)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {

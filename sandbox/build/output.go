@@ -347,7 +347,9 @@ func (s *session) copyOut(ctx context.Context, img image.Image, dir string) erro
 			return err
 		}
 		out := newWriter(ctx, to)
-		out.src = w.source
-		return out.place(&pick{name: "/", entries: w.entries}, "/")
+		if err := out.place(&pick{src: w.source, name: "/", entries: w.entries}, "/"); err != nil {
+			return err
+		}
+		return out.writeTo(to)
 	})
 }

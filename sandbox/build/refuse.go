@@ -3,7 +3,6 @@ package build
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -18,14 +17,7 @@ func refuse(cmd instructions.Command) error {
 	switch c := cmd.(type) {
 	case *instructions.RunCommand:
 		return refuseRun(c)
-	case *instructions.CopyCommand:
-		if c.Parents {
-			return errors.New("COPY --parents is not supported")
-		}
-		return refuseRemote("COPY", c.SourcePaths)
-	case *instructions.AddCommand:
-		return refuseAdd(c)
-	case *instructions.ArgCommand, *instructions.CmdCommand, *instructions.EntrypointCommand, *instructions.EnvCommand,
+	case *instructions.AddCommand, *instructions.ArgCommand, *instructions.CmdCommand, *instructions.CopyCommand, *instructions.EntrypointCommand, *instructions.EnvCommand,
 		*instructions.ExposeCommand, *instructions.HealthCheckCommand, *instructions.LabelCommand,
 		*instructions.MaintainerCommand, *instructions.OnbuildCommand, *instructions.ShellCommand, *instructions.StopSignalCommand,
 		*instructions.UserCommand, *instructions.VolumeCommand, *instructions.WorkdirCommand:
@@ -47,29 +39,6 @@ func refuseRun(c *instructions.RunCommand) error {
 	}
 	if s := instructions.GetSecurity(c); s != instructions.SecuritySandbox {
 		return fmt.Errorf("RUN --security=%s is not supported", s)
-	}
-	return nil
-}
-
-func refuseAdd(c *instructions.AddCommand) error {
-	if c.KeepGitDir != nil {
-		return errors.New("ADD --keep-git-dir is not supported")
-	}
-	if c.Checksum != "" {
-		return errors.New("ADD --checksum is not supported")
-	}
-	return refuseRemote("ADD", c.SourcePaths)
-}
-
-// remote is what BuildKit would fetch instead of looking into the context.
-var remote = regexp.MustCompile(`^([a-zA-Z][a-zA-Z0-9+.-]*://|[a-zA-Z0-9_-]+@[a-zA-Z0-9.-]+:|github\.com/)`)
-
-// refuseRemote is asked again when variables have been expanded.
-func refuseRemote(instruction string, sources []string) error {
-	for _, s := range sources {
-		if remote.MatchString(s) {
-			return fmt.Errorf("%s of a remote source (%s) is not supported: fetch it with RUN", instruction, s)
-		}
 	}
 	return nil
 }

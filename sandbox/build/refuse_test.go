@@ -18,7 +18,7 @@ var fieldFate = map[string]string{
 	"AddCommand.SourcesAndDest.SourceContents.Path": "done", "AddCommand.SourcesAndDest.SourceContents.Data": "done",
 	"AddCommand.SourcesAndDest.SourceContents.Expand": "done", // by ExpandRaw
 	"AddCommand.Chown": "done", "AddCommand.Chmod": "done", "AddCommand.Link": "done", "AddCommand.ExcludePatterns": "done",
-	"AddCommand.KeepGitDir": "ADD --keep-git-dir=false a /b", "AddCommand.Checksum": "ADD --checksum=sha256:00 a /b", "AddCommand.Unpack": "done",
+	"AddCommand.KeepGitDir": "done", "AddCommand.Checksum": "done", "AddCommand.Unpack": "done",
 
 	"ArgCommand.Args.Key": "done", "ArgCommand.Args.Value": "done", "ArgCommand.Args.DocComment": "done", // a comment
 
@@ -30,7 +30,7 @@ var fieldFate = map[string]string{
 	"CopyCommand.SourcesAndDest.SourceContents.Path": "done", "CopyCommand.SourcesAndDest.SourceContents.Data": "done",
 	"CopyCommand.SourcesAndDest.SourceContents.Expand": "done",
 	"CopyCommand.From": "done", "CopyCommand.Chown": "done", "CopyCommand.Chmod": "done", "CopyCommand.Link": "done",
-	"CopyCommand.ExcludePatterns": "done", "CopyCommand.Parents": "COPY --parents a /b",
+	"CopyCommand.ExcludePatterns": "done", "CopyCommand.Parents": "done",
 
 	"EntrypointCommand.ShellDependantCmdLine.CmdLine": "done", "EntrypointCommand.ShellDependantCmdLine.PrependShell": "done",
 	"EntrypointCommand.ShellDependantCmdLine.Files.Name": "never", "EntrypointCommand.ShellDependantCmdLine.Files.Data": "never",
@@ -135,8 +135,7 @@ func TestEveryField(t *testing.T) {
 func TestRefused(t *testing.T) {
 	w := newWorld(t)
 	for _, line := range []string{
-		"ADD --keep-git-dir=true a /b", "ADD --checksum=sha256:aa http://x/y /b", "ADD http://x/y /b", "ADD git@github.com:a/b.git /b",
-		"ADD https://github.com/a/b.git /b", "COPY --parents a /b", "COPY http://x/y /b", "RUN --mount=type=bind,target=/x x",
+		"RUN --mount=type=bind,target=/x x",
 		"RUN --mount=type=secret,id=x x", "RUN --security=insecure x", "RUN --network=host x", "RUN --device=x x",
 	} {
 		dir := w.context(map[string]string{"Dockerfile": "FROM base\nRUN touch /ran\n" + line + "\n"})
@@ -152,10 +151,6 @@ func TestRefused(t *testing.T) {
 		if w.runs > 0 {
 			t.Fatalf("%s: something ran\n%s", line, log)
 		}
-	}
-	dir := w.context(map[string]string{"Dockerfile": "FROM base\nARG U\nADD $U /b\n"})
-	if _, _, err := w.build(Options{Context: dir, Args: map[string]string{"U": "https://x/y"}}); err == nil || !strings.Contains(err.Error(), "Dockerfile:3: ADD of a remote source") {
-		t.Error(err)
 	}
 }
 

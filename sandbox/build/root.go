@@ -1,6 +1,7 @@
 package build
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -217,14 +218,17 @@ func (r *root) removeAll(p string) error {
 
 // meta is what a file has besides its content.
 type meta struct {
-	mode     uint32 // permissions with setuid, setgid and sticky bit
-	uid, gid int
+	mode     uint32        // permissions with setuid, setgid and sticky bit; or keep
+	uid, gid int           // -1: as it is
 	mtime    unix.Timespec // access time is set to the same
 	caps     []byte        // security.capability as it is on disk, nil for none
 }
 
 // capsName is the only extended attribute that goes into layers, as in BuildKit.
 const capsName = "security.capability"
+
+// keep is the mode that changes nothing.
+const keep = 1 << 31
 
 // setMeta sets the metadata of p, which is no link.
 func (r *root) setMeta(p string, m meta) error {
@@ -240,8 +244,10 @@ func (r *root) setMeta(p string, m meta) error {
 	if err := unix.Fchownat(fd, "", m.uid, m.gid, unix.AT_EMPTY_PATH); err != nil {
 		return pathError("chown", p, err)
 	}
-	if err := unix.Chmod(name, m.mode&0o7777); err != nil {
-		return pathError("chmod", p, err)
+	if m.mode != keep {
+		if err := unix.Chmod(name, m.mode&0o7777); err != nil {
+			return pathError("chmod", p, err)
+		}
 	}
 	if m.caps != nil {
 		if err := unix.Setxattr(name, capsName, m.caps, 0); err != nil {
@@ -290,16 +296,16 @@ func (r *root) lchown(p string, uid, gid int) error {
 }
 
 // caps reads the capabilities of an open file; nil if it has none.
-func caps(f *os.File) ([]byte, error) {
-	buf := make([]byte, 64) // a vfs_ns_cap_data has 24 bytes
-	n, err := unix.Fgetxattr(int(f.Fd()), capsName, buf)
+func caps(fd int) ([]byte, error) {
+	var buf [64]byte // a vfs_ns_cap_data has 24 bytes
+	n, err := unix.Fgetxattr(fd, capsName, buf[:])
 	switch {
 	case err == unix.ENODATA || err == unix.ENOTSUP:
 		return nil, nil
 	case err != nil:
-		return nil, pathError("read capabilities", f.Name(), err)
+		return nil, err
 	}
-	return buf[:n], nil
+	return bytes.Clone(buf[:n]), nil
 }
 
 // isOpaque tells whether a directory of a layer hides what is below it. When

@@ -23,6 +23,8 @@ type source struct {
 	ignore  *ignore       // nil: none
 	sums    *sums         // nil: nothing is remembered
 	clock   time.Duration // see clockOf
+	dated   bool          // the times of its files are content
+	key     string        // stands for the content, if it is known without it
 }
 
 // entry is one file of a source that is to be copied.
@@ -33,42 +35,80 @@ type entry struct {
 	link string // of a symbolic link
 	sum  sum    // of a regular file
 	caps []byte
+	// onWay marks a directory that was not asked for itself, only something
+	// below it (--parents, exceptions of --exclude).
+	onWay bool
 }
 
 // pick is what one argument, or one match of its wildcards, stands for: the
 // entry itself and all that is below it, directories before their content.
 type pick struct {
+	src     *source
 	name    string // as it was written, last element
 	entries []entry
+	unpack  bool // if it is an archive
 }
 
 func (p *pick) isDir() bool { return isDir(&p.entries[0].stat) }
 
+// selection says what of a source is wanted.
+type selection struct {
+	exclude sieve // --exclude, matched against entry.rel
+	parents bool  // --parents
+}
+
 // pick finds what arg stands for. Wildcards may match nothing.
-func (s *source) pick(ctx context.Context, arg string, exclude sieve) ([]pick, error) {
-	fixed, pattern := splitWildcards(path.Join("/", arg))
-	paths := []string{fixed}
-	if pattern != "" {
-		base, err := s.root.resolve(fixed)
-		if err != nil {
-			return nil, err
-		}
-		if paths, err = s.match(base, strings.Split(pattern, "/")); err != nil {
+func (s *source) pick(ctx context.Context, arg string, sel selection) ([]pick, error) {
+	walks := walk{ctx: ctx, source: s, exclude: sel.exclude}
+	if sel.parents {
+		var err error
+		if arg, walks.include, err = splitParents(arg); err != nil {
 			return nil, err
 		}
 	}
+	paths, err := s.expand(arg)
+	if err != nil {
+		return nil, err
+	}
 	var picks []pick
 	for _, p := range paths {
-		w := walk{ctx: ctx, source: s, exclude: exclude}
+		w := walks
 		if err := w.from(p); err != nil {
 			return nil, err
+		}
+		if need := w.include.fixed; need != "" && len(paths) == 1 && !hasWildcard(arg) && w.include.literal && len(w.entries) < 2 {
+			return nil, s.missing(path.Join(arg, need), path.Join(w.entries[0].path, need), fs.ErrNotExist)
 		}
 		if err := s.sumFiles(ctx, w.entries); err != nil {
 			return nil, err
 		}
-		picks = append(picks, pick{name: path.Base(p), entries: w.entries})
+		picks = append(picks, pick{src: s, name: path.Base(p), entries: w.entries})
 	}
 	return picks, nil
+}
+
+// expand returns the paths that the wildcards of arg stand for. The directory
+// that they are in must be there, as in BuildKit.
+func (s *source) expand(arg string) ([]string, error) {
+	fixed, pattern := splitWildcards(path.Join("/", arg))
+	if pattern == "" {
+		return []string{fixed}, nil
+	}
+	base, err := s.root.resolve(fixed)
+	if err != nil {
+		return nil, err
+	}
+	_, err = s.root.lstat(base)
+	if err == nil && base != "" {
+		var seen bool
+		if seen, err = s.visible(base); err == nil && !seen {
+			err = fs.ErrNotExist
+		}
+	}
+	if err != nil {
+		return nil, s.missing(fixed, base, err)
+	}
+	return s.match(base, strings.Split(pattern, "/"))
 }
 
 // splitWildcards cuts an absolute path before its first element with a
@@ -155,7 +195,7 @@ func (s *source) visible(p string) (bool, error) {
 	if err != nil || !isDir(&st) || w.ignored().final() {
 		return false, err
 	}
-	if err := w.dir(entry{path: p, stat: st}, info, patternmatcher.MatchInfo{}); err != nil {
+	if err := w.dir(entry{path: p, stat: st}, matched{ignored: info}); err != nil {
 		return false, err
 	}
 	return len(w.entries) > 0, nil
@@ -165,9 +205,13 @@ func (s *source) visible(p string) (bool, error) {
 type walk struct {
 	ctx     context.Context
 	source  *source
-	exclude sieve // of --exclude, matched against entry.rel
+	exclude sieve   // of --exclude, matched against entry.rel
+	include include // of --parents, likewise
 	entries []entry
 }
+
+// matched is what the patterns said about a directory.
+type matched struct{ ignored, excluded, included patternmatcher.MatchInfo }
 
 func (w *walk) ignored() sieve {
 	if w.source.ignore == nil {
@@ -190,9 +234,15 @@ func (w *walk) from(arg string) error {
 	if err != nil {
 		return err
 	}
-	e, wanted, err := w.entry(p, "", &st)
-	if err != nil {
-		return err
+	e, wanted := entry{path: p, stat: st}, true
+	if !isDir(&st) {
+		err = w.source.root.in("read", p, func(dir int, _ string) error {
+			e, wanted, err = w.entry(dir, p, "", &st)
+			return err
+		})
+		if err != nil {
+			return err
+		}
 	}
 	if !wanted {
 		return fmt.Errorf("/%s is a socket", p)
@@ -205,7 +255,7 @@ func (w *walk) from(arg string) error {
 		return nil
 	}
 	w.entries = append(w.entries, e)
-	if err := w.dir(e, info, patternmatcher.MatchInfo{}); err != nil {
+	if err := w.dir(e, matched{ignored: info}); err != nil {
 		return err
 	}
 	if out && len(w.entries) == 1 {
@@ -214,22 +264,8 @@ func (w *walk) from(arg string) error {
 	return nil
 }
 
-// missing says why p cannot be copied.
-func (s *source) missing(arg, p string, err error) error {
-	if !s.context {
-		return err
-	}
-	if why := s.ignore.why(p); why != "" {
-		return fmt.Errorf("%q is excluded by %s: %w", arg, why, fs.ErrNotExist)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%q is not in the build context: %w", arg, err)
-	}
-	return err
-}
-
 // dir collects what is in the directory e.
-func (w *walk) dir(e entry, ign, exc patternmatcher.MatchInfo) error {
+func (w *walk) dir(e entry, m matched) error {
 	if err := context.Cause(w.ctx); err != nil {
 		return err
 	}
@@ -243,7 +279,7 @@ func (w *walk) dir(e entry, ign, exc patternmatcher.MatchInfo) error {
 		return err
 	}
 	for _, name := range names {
-		if err := w.child(f, e, name, ign, exc); err != nil {
+		if err := w.child(f, e, name, m); err != nil {
 			return err
 		}
 	}
@@ -252,69 +288,66 @@ func (w *walk) dir(e entry, ign, exc patternmatcher.MatchInfo) error {
 
 // child collects one file of a directory, or leaves it out. A directory that is
 // left out still comes along if something below it is not.
-func (w *walk) child(dir fder, parent entry, name string, ign, exc patternmatcher.MatchInfo) error {
+func (w *walk) child(dir fder, parent entry, name string, m matched) error {
 	p, rel := below(parent.path, name), below(parent.rel, name)
-	hidden, ign, err := w.ignored().out(p, ign)
+	hidden, ign, err := w.ignored().out(p, m.ignored)
 	if err != nil {
 		return err
 	}
-	excluded, exc, err := w.exclude.out(rel, exc)
+	excluded, exc, err := w.exclude.out(rel, m.excluded)
 	if err != nil {
 		return err
 	}
-	if hidden && w.ignored().final() || excluded && w.exclude.final() {
+	included, inc, err := w.include.takes(rel, m.included)
+	if err != nil {
+		return err
+	}
+	if hidden && w.ignored().final() || excluded && w.exclude.final() || !included && !w.include.leadsTo(rel) {
 		return nil
 	}
+	onWay := excluded || !included
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return pathError("stat", p, err)
 	}
-	if (hidden || excluded) && !isDir(&st) {
+	if (hidden || onWay) && !isDir(&st) {
 		return nil
 	}
-	e, wanted, err := w.entry(p, rel, &st)
+	e, wanted, err := w.entry(int(dir.Fd()), p, rel, &st)
 	if err != nil || !wanted {
 		return err
 	}
+	e.onWay = onWay
 	w.entries = append(w.entries, e)
 	if !isDir(&st) {
 		return nil
 	}
 	n := len(w.entries)
-	if err := w.dir(e, ign, exc); err != nil {
+	if err := w.dir(e, matched{ign, exc, inc}); err != nil {
 		return err
 	}
-	if (hidden || excluded) && len(w.entries) == n {
+	if (hidden || onWay) && len(w.entries) == n {
 		w.entries = w.entries[:n-1]
 	}
 	return nil
 }
 
 // entry describes one file. Sockets are not wanted anywhere.
-func (w *walk) entry(p, rel string, st *unix.Stat_t) (e entry, wanted bool, err error) {
+func (w *walk) entry(dir int, p, rel string, st *unix.Stat_t) (e entry, wanted bool, err error) {
 	e = entry{path: p, rel: rel, stat: *st}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFSOCK:
 		return e, false, nil
 	case unix.S_IFLNK:
-		e.link, err = w.source.root.readlink(p)
-		return e, true, err
+		if e.link, err = readlinkAt(dir, path.Base(p)); err != nil {
+			return e, false, pathError("readlink", p, err)
+		}
 	case unix.S_IFIFO, unix.S_IFCHR, unix.S_IFBLK:
 		if w.source.context {
 			return e, false, fmt.Errorf("/%s in the context is a fifo or device; files, directories and links can be copied", p)
 		}
-		return e, true, nil
 	}
-	if w.source.context {
-		return e, true, nil
-	}
-	f, err := w.source.root.open(p)
-	if err != nil {
-		return e, false, err
-	}
-	defer f.Close() // read only: nothing can be lost
-	e.caps, err = caps(f)
-	return e, true, err
+	return e, true, nil
 }
 
 // fder is an open directory.
@@ -330,15 +363,25 @@ func below(dir, name string) string {
 
 // feed adds everything about the picks that shows in a layer, and nothing else:
 // no times, no inode numbers, no owners of a context.
-func (k *keyHash) feed(s *source, picks []pick) {
+func (k *keyHash) feed(picks []pick) {
 	for i := range picks {
 		p := &picks[i]
-		k.field("pick", p.name)
+		k.field("pick", p.name, strconv.FormatBool(p.unpack))
+		if p.src.key != "" {
+			k.field("known", p.src.key)
+			continue
+		}
 		first := map[[2]uint64]int{}
 		for j := range p.entries {
 			e := &p.entries[j]
 			k.field("entry", e.rel, e.link, string(e.caps), decimal(e.stat.Mode))
-			if !s.context {
+			if p.src.dated {
+				k.field("time", strconv.FormatInt(e.stat.Mtim.Sec, 10))
+			}
+			if e.onWay {
+				k.field("on the way")
+			}
+			if !p.src.context {
 				k.field("owner", decimal(e.stat.Uid), decimal(e.stat.Gid))
 			}
 			switch e.stat.Mode & unix.S_IFMT {

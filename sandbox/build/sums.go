@@ -6,9 +6,10 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
+	"path"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,27 +33,33 @@ func versionOf(st *unix.Stat_t) version {
 	return version{Dev: uint64(st.Dev), Ino: st.Ino, Ctime: st.Ctim.Nano(), Mtime: st.Mtim.Nano(), Size: st.Size}
 }
 
+// content is what a version of a file holds.
+type content struct {
+	sum  sum
+	caps bool // it has capabilities, which have to be read
+}
+
 // sums remembers the content of a context's files from one build to the next.
 // It is a memory and nothing else: a lost or damaged one costs time only.
 type sums struct {
 	file string
 
 	mu    sync.Mutex
-	known map[version]sum
+	known map[version]content
 	used  map[version]bool
 	dirty bool
 }
 
 const (
-	sumsMagic  = "naru sums 1\n"
-	sumsRecord = 40 + sha256.Size
+	sumsMagic  = "naru sums 2\n"
+	sumsRecord = 40 + sha256.Size + 1
 	// sumsMax bounds how many files one context is remembered with.
 	sumsMax = 2_000_000
 )
 
 // loadSums reads the memory kept in file.
 func loadSums(file string) *sums {
-	s := &sums{file: file, known: map[version]sum{}, used: map[version]bool{}}
+	s := &sums{file: file, known: map[version]content{}, used: map[version]bool{}}
 	data, err := os.ReadFile(file)
 	if err != nil || !bytes.HasPrefix(data, []byte(sumsMagic)) {
 		return s
@@ -66,11 +73,11 @@ func loadSums(file string) *sums {
 		return s
 	}
 	n := len(body) / sumsRecord
-	s.known, s.used = make(map[version]sum, n), make(map[version]bool, n)
+	s.known, s.used = make(map[version]content, n), make(map[version]bool, n)
 	for ; len(body) > 0; body = body[sumsRecord:] {
 		w := func(i int) uint64 { return binary.LittleEndian.Uint64(body[8*i:]) }
 		v := version{Dev: w(0), Ino: w(1), Ctime: int64(w(2)), Mtime: int64(w(3)), Size: int64(w(4))}
-		s.known[v] = sum(body[40:sumsRecord])
+		s.known[v] = content{sum(body[40 : 40+sha256.Size]), body[sumsRecord-1] != 0}
 	}
 	return s
 }
@@ -93,7 +100,12 @@ func (s *sums) save() error {
 		for _, w := range []uint64{v.Dev, v.Ino, uint64(v.Ctime), uint64(v.Mtime), uint64(v.Size)} {
 			data = binary.LittleEndian.AppendUint64(data, w)
 		}
-		data = append(data, c[:]...)
+		data = append(data, c.sum[:]...)
+		if c.caps {
+			data = append(data, 1)
+		} else {
+			data = append(data, 0)
+		}
 	}
 	check := sha256.Sum256(data[len(sumsMagic):])
 	if err := writeCacheFile(s.file, append(data, check[:]...)); err != nil {
@@ -103,7 +115,7 @@ func (s *sums) save() error {
 	return nil
 }
 
-func (s *sums) recall(v version) (sum, bool) {
+func (s *sums) recall(v version) (content, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c, ok := s.known[v]
@@ -113,7 +125,7 @@ func (s *sums) recall(v version) (sum, bool) {
 	return c, ok
 }
 
-func (s *sums) learn(v version, c sum) {
+func (s *sums) learn(v version, c content) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.known[v], s.used[v], s.dirty = c, true, true
@@ -140,10 +152,10 @@ func clockOf(r *root) time.Duration {
 	return 3 * time.Second
 }
 
-// sumFiles fills in the content sums of the regular files among entries. With a
-// memory, only files that it does not know are read.
+// sumFiles fills in the content sums and the capabilities of the regular files
+// among entries. With a memory, only files that it does not know are read.
 func (s *source) sumFiles(ctx context.Context, entries []entry) error {
-	var unread []int
+	unread := map[string][]*entry{} // by directory
 	newest := int64(0)
 	for i := range entries {
 		e := &entries[i]
@@ -151,12 +163,13 @@ func (s *source) sumFiles(ctx context.Context, entries []entry) error {
 			continue
 		}
 		if s.sums != nil {
-			if c, ok := s.sums.recall(versionOf(&e.stat)); ok {
-				e.sum = c
+			if c, ok := s.sums.recall(versionOf(&e.stat)); ok && !c.caps {
+				e.sum = c.sum
 				continue
 			}
 		}
-		unread = append(unread, i)
+		dir := parentOf(e.path)
+		unread[dir] = append(unread[dir], e)
 		newest = max(newest, e.stat.Ctim.Nano())
 	}
 	if len(unread) == 0 {
@@ -172,53 +185,89 @@ func (s *source) sumFiles(ctx context.Context, entries []entry) error {
 		}
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	const workers = 4 // enough to keep a disk busy; more wait for each other
-	for w := range workers {
-		group.Go(func() error {
-			buf := make([]byte, 128<<10)
-			for i := w; i < len(unread); i += workers {
-				if ctx.Err() != nil {
-					return context.Cause(ctx)
-				}
-				if err := s.sumFile(&entries[unread[i]], buf); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+	group.SetLimit(4) // enough to keep a disk busy; more wait for each other
+	for dir, list := range unread {
+		for part := range slices.Chunk(list, chunk) {
+			group.Go(func() error { return s.sumIn(ctx, dir, part) })
+		}
 	}
 	return group.Wait()
 }
 
-func (s *source) sumFile(e *entry, buf []byte) error {
-	start := time.Now()
-	f, err := s.root.open(e.path)
+// sumIn reads files of one directory.
+func (s *source) sumIn(ctx context.Context, dir string, list []*entry) error {
+	fd, err := s.root.openAt(dir, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
-	defer f.Close() // read only: nothing can be lost
+	defer unix.Close(fd)
+	buf := make([]byte, 64<<10)
+	for _, e := range list {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := s.sumFile(ctx, fd, e, buf); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sumFile reads one file. If it is still the version that the walk saw
+// afterwards, then what was read is that version's.
+func (s *source) sumFile(ctx context.Context, dir int, e *entry, buf []byte) error {
+	start := time.Now()
+	fd, err := unix.Openat(dir, path.Base(e.path), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return pathError("open", e.path, err)
+	}
+	defer unix.Close(fd)
+	if err := e.read(ctx, fd, buf); err != nil {
+		return pathError("read", e.path, err)
+	}
 	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+	if err := unix.Fstat(fd, &st); err != nil {
 		return pathError("stat", e.path, err)
 	}
 	v := versionOf(&e.stat)
 	if versionOf(&st) != v {
 		return changed(e.path)
 	}
+	if s.sums != nil && start.Sub(time.Unix(0, v.Ctime)) > s.clock {
+		s.sums.learn(v, content{e.sum, e.caps != nil})
+	}
+	return nil
+}
+
+// read fills in what a regular file holds.
+func (e *entry) read(ctx context.Context, fd int, buf []byte) (err error) {
+	if e.caps, err = caps(fd); err != nil {
+		return err
+	}
+	if e.stat.Size < int64(len(buf)) {
+		n, err := readAll(fd, buf[:e.stat.Size+1])
+		e.sum = sha256.Sum256(buf[:n])
+		return err
+	}
 	h := sha256.New()
-	if _, err := io.CopyBuffer(h, struct{ io.Reader }{f}, buf); err != nil {
-		return pathError("read", e.path, err)
+	for at := int64(0); at <= e.stat.Size; { // what grows is found out afterwards
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n, err := unix.Read(fd, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			break
+		}
+		h.Write(buf[:n])
+		at += int64(n)
 	}
 	h.Sum(e.sum[:0])
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return pathError("stat", e.path, err)
-	}
-	if versionOf(&st) != v {
-		return changed(e.path)
-	}
-	if s.sums != nil && start.Sub(time.Unix(0, v.Ctime)) > s.clock {
-		s.sums.learn(v, e.sum)
-	}
 	return nil
 }
 

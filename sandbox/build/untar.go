@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"compress/bzip2"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -25,33 +26,35 @@ const (
 	archiveEntries = 2_000_000
 	archiveFloor   = 1 << 30 // bytes that are always allowed,
 	archiveRatio   = 20      // and this many times the archive's own size
-	zstdWindow     = 128 << 20
+	archiveName    = 4096    // bytes of a path (PATH_MAX), so of its depth too
 )
 
 // How compressed files begin.
 const (
-	magicGzip  = "\x1f\x8b"
+	magicGzip  = "\x1f\x8b\x08"
 	magicBzip2 = "BZh"
 	magicXZ    = "\xfd7zXZ\x00"
 	magicZstd  = "\x28\xb5\x2f\xfd"
+	magicSkip  = "\x2a\x4d\x18" // of a zstd frame to be skipped, behind one byte
 )
 
-// decompress returns what r holds. xz is an error: there is no decoder in here.
+// decompress returns what r holds.
 func decompress(r io.Reader) (io.ReadCloser, error) {
 	br := bufio.NewReaderSize(r, 64<<10)
-	head, err := br.Peek(6)
+	peek, err := br.Peek(6)
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
+	head := string(peek)
 	switch {
-	case strings.HasPrefix(string(head), magicXZ):
-		return nil, errXZ
-	case strings.HasPrefix(string(head), magicGzip):
+	case strings.HasPrefix(head, magicXZ):
+		return newXZ(br)
+	case strings.HasPrefix(head, magicGzip):
 		return gzip.NewReader(br)
-	case strings.HasPrefix(string(head), magicBzip2):
+	case strings.HasPrefix(head, magicBzip2):
 		return io.NopCloser(bzip2.NewReader(br)), nil
-	case strings.HasPrefix(string(head), magicZstd):
-		d, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(zstdWindow), zstd.WithDecoderConcurrency(1))
+	case strings.HasPrefix(head, magicZstd), len(head) >= 4 && head[0]&0xf0 == 0x50 && head[1:4] == magicSkip:
+		d, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1))
 		if err != nil {
 			return nil, err
 		}
@@ -60,22 +63,33 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 	return io.NopCloser(br), nil
 }
 
-var errXZ = errors.New("is compressed with xz, which this builder cannot unpack; use gzip or zstd, or COPY to keep it packed")
-
 // isArchive tells whether ADD unpacks a file: its content, once decompressed,
 // begins with a tar header.
-func isArchive(f io.Reader) (bool, error) {
+func isArchive(f io.Reader) bool {
 	r, err := decompress(f)
-	if errors.Is(err, errXZ) {
-		return false, err
-	}
 	if err != nil {
-		return false, nil // begins like a compressed file and is none
+		return false // begins like a compressed file and is none
 	}
 	defer r.Close() // read only: nothing can be lost
 	_, err = tar.NewReader(r).Next()
-	return err == nil, nil
+	return err == nil
 }
+
+// bounded ends with an error, not with the end of the file, when too much was read.
+type bounded struct {
+	r    io.Reader
+	left int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return 0, errBomb
+	}
+	return n, err
+}
+
+var errBomb = errors.New("the archive unpacks to more than is allowed for its size")
 
 // unpack is place for an archive. It reports false, and has done nothing, if
 // the pick is none.
@@ -84,26 +98,28 @@ func (w *writer) unpack(p *pick, dest string) (bool, error) {
 	if !isFile(&e.stat) {
 		return false, nil
 	}
-	f, err := w.src.root.open(e.path)
+	f, err := p.src.root.open(e.path)
 	if err != nil {
 		return false, err
 	}
 	defer f.Close() // read only: nothing can be lost
-	ok, err := isArchive(f)
-	if err != nil {
-		return false, fmt.Errorf("%q %w", "/"+e.path, err)
-	}
-	if !ok {
+	if !isArchive(f) {
 		return false, nil
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return false, err
+	}
+	if err := w.settle(); err != nil {
 		return false, err
 	}
 	dir, err := w.dst.resolve(dest)
 	if err != nil {
 		return false, err
 	}
-	if err := w.mkdirAll(dir); err != nil {
+	mode := w.mode
+	w.mode = nil // --chmod is for files that are copied
+	err = w.mkdirAll(dir)
+	if w.mode = mode; err != nil {
 		return false, err
 	}
 	into, err := w.dst.sub(dir)
@@ -111,10 +127,11 @@ func (w *writer) unpack(p *pick, dest string) (bool, error) {
 		return false, err
 	}
 	defer into.Close()
-	x := extraction{ctx: w.ctx, into: into, owner: w.owner, left: archiveFloor + archiveRatio*e.stat.Size, now: w.now, buf: w.buf}
+	x := extraction{ctx: w.ctx, into: into, owner: w.owner, left: archiveFloor + archiveRatio*e.stat.Size, now: w.now, buf: make([]byte, 64<<10)}
 	if err := x.run(f); err != nil {
 		return false, fmt.Errorf("unpack /%s: %w", e.path, err)
 	}
+	clear(w.made) // it may have replaced any of them
 	return true, w.stillHas(f, e)
 }
 
@@ -123,7 +140,14 @@ func (w *writer) stillHas(f *os.File, e *entry) error {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	return w.copyChecked(io.Discard, f, e)
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return pathError("read", e.path, err)
+	}
+	if sum(h.Sum(nil)) != e.sum {
+		return changed(e.path)
+	}
+	return nil
 }
 
 // extraction writes an archive into a directory. The directory is the root of
@@ -138,18 +162,13 @@ type extraction struct {
 	dirs  []dirMeta
 }
 
-type dirMeta struct {
-	path string
-	meta meta
-}
-
 func (x *extraction) run(f io.Reader) error {
 	r, err := decompress(f)
 	if err != nil {
 		return err
 	}
 	defer r.Close() // read only: nothing can be lost
-	tr := tar.NewReader(r)
+	tr := tar.NewReader(&bounded{r, x.left})
 	for n := 0; ; n++ {
 		h, err := tr.Next()
 		if err == io.EOF {
@@ -165,7 +184,7 @@ func (x *extraction) run(f io.Reader) error {
 			return err
 		}
 		if err := x.entry(h, tr); err != nil {
-			return fmt.Errorf("entry %q: %w", h.Name, err)
+			return fmt.Errorf("entry %.200q: %w", h.Name, err)
 		}
 	}
 	for i := len(x.dirs) - 1; i >= 0; i-- { // content first: it moves the times
@@ -188,8 +207,11 @@ func (x *extraction) entry(h *tar.Header, content io.Reader) error {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
-	if strings.ContainsRune(h.Name, 0) {
+	switch {
+	case strings.ContainsRune(h.Name, 0) || strings.ContainsRune(h.Linkname, 0):
 		return errors.New("name has a zero byte")
+	case len(h.Name) > archiveName || len(h.Linkname) > archiveName:
+		return fmt.Errorf("name is longer than %d bytes", archiveName)
 	}
 	name := strings.TrimPrefix(path.Clean("/"+h.Name), "/")
 	if name == "" {
@@ -294,19 +316,55 @@ func (x *extraction) create(h *tar.Header, p string, m meta, content io.Reader) 
 	return fmt.Errorf("type %q is none that a layer can hold", h.Typeflag)
 }
 
+// file writes a file. Zeros become holes: a sparse file of an archive can be of
+// any size.
 func (x *extraction) file(p string, m meta, content io.Reader) error {
 	f, err := x.into.create(p)
 	if err != nil {
 		return err
 	}
-	n, err := io.CopyBuffer(struct{ io.Writer }{f}, io.LimitReader(content, x.left+1), x.buf)
-	if x.left -= n; err == nil && x.left < 0 {
-		err = errors.New("the archive unpacks to more than is allowed for its size")
+	size, err := x.copy(f, content)
+	if err == nil {
+		err = f.Truncate(size)
 	}
 	if err == nil {
 		err = setFileMeta(f, m)
 	}
 	return errors.Join(err, f.Close())
+}
+
+func (x *extraction) copy(f *os.File, content io.Reader) (size int64, err error) {
+	for {
+		if err := context.Cause(x.ctx); err != nil {
+			return size, err
+		}
+		n, err := io.ReadFull(content, x.buf)
+		if x.left -= int64(n); x.left < 0 {
+			return size, errBomb
+		}
+		if n > 0 && !isZero(x.buf[:n]) {
+			if _, err := f.WriteAt(x.buf[:n], size); err != nil {
+				return size, err
+			}
+		}
+		size += int64(n)
+		if err == io.EOF || err == io.ErrUnexpectedEOF && n < len(x.buf) {
+			return size, endOf(content)
+		}
+		if err != nil {
+			return size, err
+		}
+	}
+}
+
+// endOf tells the end of a file from an archive that was cut off, which
+// io.ReadFull reports alike.
+func endOf(content io.Reader) error {
+	var one [1]byte
+	if _, err := content.Read(one[:]); err != io.EOF {
+		return err
+	}
+	return nil
 }
 
 // link makes another name of a file of this archive, or of one that was there.

@@ -2,10 +2,8 @@ package build
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"path"
@@ -18,15 +16,25 @@ import (
 // owner is a user and a group, both 0..65535: more ids a layer cannot hold.
 type owner struct{ uid, gid int }
 
-// writer puts files into a layer, through a view of it and the layers below.
+// writer puts files into a layer. Where they go is found out through a view of
+// the layer and those below; the files themselves are written when that is
+// closed (put.go).
 type writer struct {
-	ctx   context.Context
-	dst   *root
-	src   *source
-	owner *owner  // of --chown; nil: a context's files are root's, others keep theirs
-	mode  *uint32 // of --chmod; nil: files keep theirs
-	now   unix.Timespec
-	buf   []byte
+	ctx     context.Context
+	dst     *root // the view
+	layer   layerAt
+	owner   *owner      // of --chown; nil: a context's files are root's, others keep theirs
+	mode    *modeChange // of --chmod; nil: files keep theirs
+	now     unix.Timespec
+	made    map[string]bool // directories that are new since the view was opened
+	pending []placement
+	dirs    []dirMeta // to be set when their content is there
+}
+
+// dirMeta is what a directory shall look like.
+type dirMeta struct {
+	path string
+	meta meta
 }
 
 const (
@@ -35,15 +43,88 @@ const (
 	whiteoutPfx = ".wh."
 )
 
+// newWriter returns a writer that can do what needs nothing but a view.
 func newWriter(ctx context.Context, dst *root) *writer {
 	now, err := unix.TimeToTimespec(time.Now())
 	if err != nil {
 		panic("internal error: the time does not fit: " + err.Error())
 	}
-	return &writer{ctx: ctx, dst: dst, now: now, buf: make([]byte, 256<<10)}
+	return &writer{ctx: ctx, dst: dst, now: now, made: map[string]bool{}}
 }
 
-// place copies a pick to dest, an absolute path that means a directory if it
+// openWriter returns a writer for a layer. It has to be closed.
+func openWriter(ctx context.Context, l layerAt) (*writer, error) {
+	dst, err := view(l.Layer, l.lower)
+	if err != nil {
+		return nil, err
+	}
+	w := newWriter(ctx, dst)
+	w.layer = l
+	return w, nil
+}
+
+// close ends the view.
+func (w *writer) close() error {
+	if w.dst == nil {
+		return nil
+	}
+	err := w.dst.Close()
+	w.dst = nil
+	return err
+}
+
+// flush writes what is pending. The view is closed for it: nobody may change a
+// layer behind the back of an overlay that uses it (overlayfs.rst).
+func (w *writer) flush() error {
+	if err := w.close(); err != nil {
+		return err
+	}
+	upper, err := openRoot(w.layer.Upper)
+	if err != nil {
+		return err
+	}
+	defer upper.Close()
+	return w.writeTo(upper)
+}
+
+// writeTo writes what is pending into a directory.
+func (w *writer) writeTo(upper *root) error {
+	if err := w.put(upper); err != nil {
+		return err
+	}
+	for i := len(w.dirs) - 1; i >= 0; i-- { // content first: it moves the times
+		d := w.dirs[i]
+		if err := upper.setMeta(d.path, d.meta); err != nil {
+			return err
+		}
+	}
+	w.pending, w.dirs = nil, nil
+	return nil
+}
+
+// settle writes what is pending and opens the view again, if anything is.
+func (w *writer) settle() error {
+	if len(w.pending)+len(w.dirs) == 0 {
+		return nil
+	}
+	if err := w.flush(); err != nil {
+		return err
+	}
+	// "volatile" leaves a mark that keeps the same directory from being used twice.
+	work, err := openRoot(w.layer.Work)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(work.removeAll("work"), work.Close())
+	if err != nil {
+		return err
+	}
+	clear(w.made)
+	w.dst, err = view(w.layer.Layer, w.layer.lower)
+	return err
+}
+
+// place finds a place for a pick at dest, an absolute path that means a directory if it
 // ends in a slash or exists as one. The content of a directory is copied, not
 // the directory, and one that exists keeps its owner and mode.
 func (w *writer) place(p *pick, dest string) error {
@@ -51,22 +132,44 @@ func (w *writer) place(p *pick, dest string) error {
 	if err != nil {
 		return err
 	}
-	st, err := w.dst.lstat(to)
-	exists := err == nil
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if !p.isDir() {
+		st, err := w.dst.lstat(to)
+		if err == nil && isDir(&st) {
+			to = path.Join(to, p.name)
+		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := w.settled(parentOf(to)); err != nil {
+			return err
+		}
+	} else if err := w.mkdirAll(to); err != nil {
 		return err
 	}
-	dir := to
-	if !p.isDir() {
-		if exists && isDir(&st) {
-			to = path.Join(to, p.name)
-		}
-		dir = parentOf(to)
+	return w.entries(p, to)
+}
+
+// settled makes a directory and sees to it that the layer has it: one of the
+// layers below is copied up by being touched.
+func (w *writer) settled(dir string) error {
+	if w.made[dir] {
+		return nil
 	}
 	if err := w.mkdirAll(dir); err != nil {
 		return err
 	}
-	return w.entries(p, to)
+	return w.copyUp(dir)
+}
+
+// copyUp brings a directory of the layers below into this one, unchanged.
+func (w *writer) copyUp(dir string) error {
+	if dir == "" || w.made[dir] {
+		return nil
+	}
+	st, err := w.dst.lstat(dir)
+	if err != nil {
+		return err
+	}
+	return w.dst.setTime(dir, st.Mtim)
 }
 
 // target makes the directory that dest needs and follows dest's links.
@@ -110,90 +213,149 @@ func (w *writer) mkdirAll(p string) error {
 	if err := w.dst.mkdir(p); err != nil {
 		return err
 	}
-	m := meta{mode: dirMode, mtime: w.now}
-	if w.mode != nil {
-		m.mode = *w.mode & 0o777
-	}
+	m := meta{mode: w.mode.created(), mtime: w.now}
 	if w.owner != nil {
 		m.uid, m.gid = w.owner.uid, w.owner.gid
 	}
+	w.made[p] = true
 	return w.dst.setMeta(p, m)
 }
 
-// entries writes the files of a pick, its first one as to.
+// entries places the files of a pick, its first one as to.
 func (w *writer) entries(p *pick, to string) error {
-	type made struct {
-		path string
-		meta meta
-	}
-	var dirs []made
-	links := map[[2]uint64]string{}
+	links := map[[2]uint64]string{} // where files that have several names went
 	for i := range p.entries {
 		e := &p.entries[i]
 		target := to
 		if e.rel != "" {
 			target = below(to, e.rel)
 		}
-		if isDir(&e.stat) {
-			created, err := w.makeDir(target)
-			if err != nil {
+		if !isDir(&e.stat) {
+			if err := w.file(p, e, target, links); err != nil {
 				return err
-			}
-			if i > 0 || created {
-				dirs = append(dirs, made{target, w.meta(e)})
 			}
 			continue
 		}
-		if err := w.file(e, target, links); err != nil {
+		created, err := w.makeDir(target)
+		if err != nil {
 			return err
 		}
-	}
-	for i := len(dirs) - 1; i >= 0; i-- { // content first: it moves the times
-		if err := w.dst.setMeta(dirs[i].path, dirs[i].meta); err != nil {
-			return err
+		m, set := w.dirMeta(p, e, i > 0, created)
+		if i == 0 && !set { // the destination keeps its looks, but is as old as the source
+			m, set = meta{mode: keep, uid: -1, gid: -1, mtime: e.stat.Mtim}, true
 		}
-	}
-	if p.isDir() {
-		return w.dst.setTime(to, p.entries[0].stat.Mtim)
+		if set {
+			w.dirs = append(w.dirs, dirMeta{target, m})
+		}
 	}
 	return nil
 }
 
-func (w *writer) meta(e *entry) meta {
-	m := meta{mode: e.stat.Mode & 0o7777, uid: int(e.stat.Uid), gid: int(e.stat.Gid), mtime: e.stat.Mtim, caps: e.caps}
-	if w.src.context {
+// dirMeta says what to set of a directory. As in BuildKit, one that exists keeps
+// its looks if it is the destination, takes those of the source if it is below,
+// and takes no more than the mode if it is only on the way to something.
+func (w *writer) dirMeta(p *pick, e *entry, below, created bool) (m meta, set bool) {
+	m = w.meta(p, e)
+	switch {
+	case created || below && !e.onWay:
+		return m, true
+	case below:
+		return meta{mode: e.stat.Mode & 0o7777, uid: -1, gid: -1, mtime: m.mtime}, true // -1: as it is, chown(2)
+	}
+	return m, false
+}
+
+func (w *writer) meta(p *pick, e *entry) meta {
+	m := meta{mode: w.mode.apply(e.stat.Mode), uid: int(e.stat.Uid), gid: int(e.stat.Gid), mtime: e.stat.Mtim, caps: e.caps}
+	if p.src.context {
 		m.uid, m.gid = 0, 0
 	}
 	if w.owner != nil {
 		m.uid, m.gid = w.owner.uid, w.owner.gid
 	}
-	if w.mode != nil {
-		m.mode = *w.mode
-	}
 	return m
 }
 
 func (w *writer) makeDir(p string) (created bool, err error) {
-	if p == "" {
+	if p == "" || w.made[p] {
 		return false, nil
 	}
-	st, err := w.dst.lstat(p)
-	switch {
-	case err == nil && !isDir(&st):
-		return false, fmt.Errorf("cannot copy a directory to /%s, which is none", p)
-	case err == nil:
-		return false, nil
-	case !errors.Is(err, fs.ErrNotExist):
-		return false, err
+	if !w.made[parentOf(p)] { // else there is nothing in it yet
+		st, err := w.dst.lstat(p)
+		switch {
+		case err == nil && !isDir(&st):
+			return false, fmt.Errorf("cannot copy a directory to /%s, which is none", p)
+		case err == nil:
+			return false, w.copyUp(p)
+		case !errors.Is(err, fs.ErrNotExist):
+			return false, err
+		}
 	}
 	if err := checkName(p); err != nil {
 		return false, err
 	}
+	w.made[p] = true
 	return true, w.dst.mkdir(p)
 }
 
-// clear makes room for a file at p.
-func (w *writer) clear(p string) error {
+// file places what is no directory.
+func (w *writer) file(p *pick, e *entry, to string, links map[[2]uint64]string) error {
+	if err := checkName(to); err != nil {
+		return err
+	}
+	pl := placement{src: p.src, e: e, to: to, meta: w.meta(p, e)}
+	if !w.made[parentOf(to)] {
+		st, err := w.dst.lstat(to)
+		if err == nil && isDir(&st) {
+			return fmt.Errorf("cannot replace the directory /%s by a file", to)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		pl.over = err == nil
+	}
+	if isFile(&e.stat) && e.stat.Nlink > 1 {
+		id := [2]uint64{uint64(e.stat.Dev), e.stat.Ino}
+		if pl.first = links[id]; pl.first == "" {
+			links[id] = to
+		}
+	}
+	w.pending = append(w.pending, pl)
+	return nil
+}
+
+// text writes a file that came with the Dockerfile (a heredoc) to dest.
+func (w *writer) text(name, data, dest string) error {
+	if err := w.settle(); err != nil {
+		return err
+	}
+	to, err := w.target(dest)
+	if err != nil {
+		return err
+	}
+	if st, err := w.dst.lstat(to); err == nil && isDir(&st) {
+		to = path.Join(to, path.Base(name))
+	}
+	if err := w.makeRoom(to); err != nil {
+		return err
+	}
+	f, err := w.dst.create(to)
+	if err != nil {
+		return err
+	}
+	m := meta{mode: w.mode.apply(unix.S_IFREG | 0o644), mtime: w.now}
+	if w.owner != nil {
+		m.uid, m.gid = w.owner.uid, w.owner.gid
+	}
+	_, err = io.WriteString(f, data)
+	if err == nil {
+		err = setFileMeta(f, m)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// makeRoom removes what is at p, unless it is a directory.
+func (w *writer) makeRoom(p string) error {
 	if err := checkName(p); err != nil {
 		return err
 	}
@@ -207,104 +369,6 @@ func (w *writer) clear(p string) error {
 		return fmt.Errorf("cannot replace the directory /%s by a file", p)
 	}
 	return w.dst.remove(p)
-}
-
-// file writes what is no directory. links holds where the files of this pick
-// that have several names went.
-func (w *writer) file(e *entry, to string, links map[[2]uint64]string) error {
-	if err := context.Cause(w.ctx); err != nil {
-		return err
-	}
-	if err := w.clear(to); err != nil {
-		return err
-	}
-	m := w.meta(e)
-	switch e.stat.Mode & unix.S_IFMT {
-	case unix.S_IFREG:
-		id := [2]uint64{uint64(e.stat.Dev), e.stat.Ino}
-		if old, ok := links[id]; ok {
-			return w.dst.link(old, to)
-		}
-		if e.stat.Nlink > 1 {
-			links[id] = to
-		}
-		return w.content(e, to, m)
-	case unix.S_IFLNK:
-		if err := w.dst.symlink(e.link, to); err != nil {
-			return err
-		}
-		if err := w.dst.lchown(to, m.uid, m.gid); err != nil {
-			return err
-		}
-		return w.dst.setTime(to, m.mtime)
-	case unix.S_IFIFO, unix.S_IFCHR, unix.S_IFBLK:
-		if err := w.dst.mknod(to, e.stat.Mode, e.stat.Rdev); err != nil {
-			return err
-		}
-		return w.dst.setMeta(to, m)
-	}
-	return fmt.Errorf("internal error: /%s has type %o", e.path, e.stat.Mode&unix.S_IFMT)
-}
-
-// content copies a regular file. What is written must have the sum that went
-// into the step's key, or the cache would hold something else under it.
-func (w *writer) content(e *entry, to string, m meta) error {
-	in, err := w.src.root.open(e.path)
-	if err != nil {
-		return err
-	}
-	defer in.Close() // read only: nothing can be lost
-	out, err := w.dst.create(to)
-	if err != nil {
-		return err
-	}
-	err = w.copyChecked(out, in, e)
-	if err == nil {
-		err = setFileMeta(out, m)
-	}
-	return errors.Join(err, out.Close())
-}
-
-func (w *writer) copyChecked(out io.Writer, in io.Reader, e *entry) error {
-	var h hash.Hash = sha256.New()
-	// Wrapped, so that neither side's own shortcut passes by the hash.
-	if _, err := io.CopyBuffer(io.MultiWriter(out, h), struct{ io.Reader }{in}, w.buf); err != nil {
-		return pathError("copy", e.path, err)
-	}
-	if sum(h.Sum(nil)) != e.sum {
-		return changed(e.path)
-	}
-	return nil
-}
-
-// text writes a file that came with the Dockerfile (a heredoc) to dest.
-func (w *writer) text(name, data, dest string) error {
-	to, err := w.target(dest)
-	if err != nil {
-		return err
-	}
-	if st, err := w.dst.lstat(to); err == nil && isDir(&st) {
-		to = path.Join(to, path.Base(name))
-	}
-	if err := w.clear(to); err != nil {
-		return err
-	}
-	f, err := w.dst.create(to)
-	if err != nil {
-		return err
-	}
-	m := meta{mode: 0o644, mtime: w.now}
-	if w.owner != nil {
-		m.uid, m.gid = w.owner.uid, w.owner.gid
-	}
-	if w.mode != nil {
-		m.mode = *w.mode
-	}
-	_, err = io.WriteString(f, data)
-	if err == nil {
-		err = setFileMeta(f, m)
-	}
-	return errors.Join(err, f.Close())
 }
 
 // checkName refuses the names that mean "deleted" in a layer's tar.
