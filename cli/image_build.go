@@ -21,6 +21,7 @@ type buildFlags struct {
 	memory       string
 	quiet        bool
 	idFile       string
+	run          buildRunFlags
 }
 
 func buildCommand(env *Env) *cobra.Command {
@@ -54,6 +55,7 @@ func buildCommand(env *Env) *cobra.Command {
 	flags.Int64Var(&f.options.Pids, "pids-limit", 0, "processes that a RUN step may have")
 	flags.DurationVar(&f.options.Timeout, "timeout", 0, "longest time of the whole build")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print the image's id only")
+	f.run.register(flags, &f.options)
 	flags.StringVar(&f.idFile, "iidfile", "", "write the image's id to this file")
 	return c
 }
@@ -70,6 +72,9 @@ func (f *buildFlags) complete(env *Env) (err error) {
 	f.options.Out = env.Stderr
 	if f.quiet {
 		f.options.Out = io.Discard
+	}
+	if err := f.run.complete(&f.options); err != nil {
+		return err
 	}
 	return f.findDockerfile()
 }

@@ -374,6 +374,7 @@ func (e *Engine) prepare(ctx context.Context, r *record, stdio Stdio, root runti
 			return nil
 		},
 	}
+	r.mounts.config(&config)
 	if err := e.liveConfig(r, &config); err != nil {
 		if m != nil {
 			err = errors.Join(err, m.Close(context.WithoutCancel(ctx)))

@@ -163,7 +163,7 @@ func (e *Engine) Volumes() *volume.Store { return e.volumes }
 // Build makes an image from a Dockerfile. Its RUN steps run in containers of
 // this engine that end with ctx.
 func (e *Engine) Build(ctx context.Context, o build.Options) (image.Image, error) {
-	return build.New(e.images, stepRunner{e}, filepath.Join(e.root, "build")).Build(ctx, o)
+	return e.builder().Build(ctx, o)
 }
 
 // Features probes what this machine, with the file system that holds Root, can
@@ -204,3 +204,7 @@ func (e *Engine) stateDir(id string) string    { return filepath.Join(e.run, "c"
 func (e *Engine) cgroup(id string) string      { return "naru-" + e.hash + "/" + id }
 func (e *Engine) startedFile(id string) string { return e.stateDir(id) + ".started.json" }
 func (e *Engine) addressFile(id string) string { return e.stateDir(id) + ".address.json" }
+
+func (e *Engine) builder() *build.Builder {
+	return build.New(e.images, stepRunner{e}, filepath.Join(e.root, "build"))
+}

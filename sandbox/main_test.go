@@ -26,6 +26,7 @@ func TestMain(m *testing.M) {
 	jobIfAsked()
 	crashIfAsked()
 	calledIfAsked()
+	agentIfAsked()
 	os.Exit(m.Run())
 }
 

@@ -53,18 +53,18 @@ type stepProcess struct {
 	Root string
 }
 
-func (e chrootExecutor) Run(ctx context.Context, s Step) (int, error) {
+func (e chrootExecutor) Run(ctx context.Context, s Step) (StepExit, error) {
 	*e.runs++
 	*e.steps = append(*e.steps, s)
 	root, err := os.MkdirTemp(e.dir, "root")
 	if err != nil {
-		return 0, err
+		return StepExit{}, err
 	}
 	out := s.Out
 	s.Out = nil
 	data, err := json.Marshal(stepProcess{s, root})
 	if err != nil {
-		return 0, err
+		return StepExit{}, err
 	}
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Env = []string{stepEnv + "=" + string(data)}
@@ -74,9 +74,9 @@ func (e chrootExecutor) Run(ctx context.Context, s Step) (int, error) {
 	err = cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() != 125 {
-		return exit.ExitCode(), nil
+		return StepExit{Code: exit.ExitCode(), Reason: ReasonExit}, nil
 	}
-	return 0, err
+	return StepExit{}, err
 }
 
 func runStep(text string) error {

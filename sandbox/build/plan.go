@@ -222,7 +222,11 @@ func reach(st *stage, need map[*stage]bool) {
 // anything of the build has run.
 func (b *build) check(st *stage) error {
 	for _, cmd := range st.def.Commands {
-		if err := refuse(cmd); err != nil {
+		err := refuse(cmd)
+		if c, ok := cmd.(*instructions.RunCommand); ok && err == nil {
+			err = b.allowed(c)
+		}
+		if err != nil {
 			return b.file.at(cmd.Location(), err)
 		}
 		for u, name := range named(cmd) {
