@@ -48,7 +48,7 @@ func TestBuildRun(t *testing.T) {
 		"the time of a step":       {file: "RUN sleep 60", o: build.Options{StepTimeout: 300 * time.Millisecond}, err: "the step took longer than its time limit of 300ms"},
 		"the time of the build":    {file: "RUN sleep 60", o: build.Options{Timeout: 300 * time.Millisecond}, err: "the build took longer than its time limit of 300ms"},
 		"nobody is left behind":    {file: "RUN (busybox setsid sleep 600 &) ; sleep 600 & echo gone", want: "gone"},
-		"output without an end":    {file: "RUN printf abc; printf def >&2", want: "abcdef\n"},
+		"output without an end":    {file: "RUN printf abc; printf def >&2", want: "abcdef|defabc"},
 		"all of a megabyte of log": {file: "RUN yes 0123456789012345678901234567890123456789012345678901234567890123 | head -n 20000; echo last", want: " last\n"},
 	} {
 		t.Run(name, func(t *testing.T) {

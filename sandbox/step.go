@@ -39,6 +39,12 @@ func (e *Engine) ensureBuildNetwork(ctx context.Context) error {
 	return err
 }
 
+// stepDir is where the monitor of a step keeps its log and exit record: on tmpfs.
+func (e *Engine) stepDir(id string) string { return e.stateDir(id) + ".step" }
+
+// stepLog bounds that log in bytes. All output goes to the builder as well.
+const stepLog = 64 << 10
+
 // drainTime bounds the wait for output after a step has ended.
 const drainTime = 5 * time.Second
 
@@ -128,6 +134,7 @@ func (e *Engine) planStep(id string, step build.Step) (*record, error) {
 	if len(step.Args) == 0 {
 		return nil, errors.New("no command given")
 	}
+	c.LogMax = stepLog
 	r := &record{ID: id, Step: true, Config: c, Lower: step.Lower, Command: step.Args, Created: time.Now().UTC(), Boot: e.boot}
 	r.Block, r.Warnings = e.userNamespace(c)
 	if r.Block >= 0 {
