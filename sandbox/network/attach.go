@@ -208,7 +208,7 @@ func (k *kernel) reserve(p *plug, ep Endpoint, inode uint64) error {
 		return err
 	}
 	p.rec = record{
-		Brief: p.def.Untrusted && !p.def.Fixed,
+		Brief:   p.def.Untrusted && !p.def.Fixed,
 		Address: a, Container: ep.Container, Hostname: ep.Hostname,
 		Interface: name, Link: k.vethName(p.def.Name, ep.Container, inode), NetNS: inode, Pid: ep.Pid, Since: k.now().UTC(),
 		Aliases: ep.Aliases, Ports: ep.Ports, HWAddr: ep.MAC.String(),
