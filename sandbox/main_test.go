@@ -27,6 +27,7 @@ func TestMain(m *testing.M) {
 	crashIfAsked()
 	calledIfAsked()
 	agentIfAsked()
+	hostileIfAsked()
 	os.Exit(m.Run())
 }
 

@@ -236,7 +236,8 @@ func (r *stageRun) tidy(upper string, lower []string, mounts *points) error {
 		if _, err := below.lstat(p); !errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err := tree.remove(p); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
+		// Gone: it was a mount's too.
+		if err := tree.remove(p); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

@@ -19,6 +19,7 @@ import (
 type Use struct {
 	Bytes  int64 // allocated blocks; a file with several names once, holes not
 	Inodes int64
+	Size   int64 // of regular files as they say, holes too; no limit counts it
 }
 
 // Over says whether u is more than limit, in which 0 is no limit.
@@ -27,7 +28,9 @@ func (u Use) Over(limit Use) bool {
 }
 
 // Add is the sum of two.
-func (u Use) Add(v Use) Use { return Use{u.Bytes + v.Bytes, u.Inodes + v.Inodes} }
+func (u Use) Add(v Use) Use {
+	return Use{u.Bytes + v.Bytes, u.Inodes + v.Inodes, max(u.Size+v.Size, u.Size, v.Size)}
+}
 
 // ErrDeep says that a tree is nested too deeply to be measured.
 var ErrDeep = errors.New("directories are nested too deeply")
@@ -70,7 +73,11 @@ func (m *measurement) count(st *unix.Stat_t) {
 		}
 		m.seen[id] = true
 	}
-	m.use = m.use.Add(Use{st.Blocks * 512, 1})
+	use := Use{Bytes: st.Blocks * 512, Inodes: 1}
+	if st.Mode&unix.S_IFMT == unix.S_IFREG {
+		use.Size = st.Size
+	}
+	m.use = m.use.Add(use)
 }
 
 // directory closes dir.
