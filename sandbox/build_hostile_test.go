@@ -259,7 +259,7 @@ func TestHostileInside(t *testing.T) {
 				t.Errorf("it reached a service of the host")
 			}
 			var after map[string]string
-			for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(5 * time.Millisecond) { // the kernel takes links away by and by
+			for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(5 * time.Millisecond) { // the kernel takes links away by and by
 				if after = w.snapshot(); equalMaps(before, after) || time.Now().After(deadline) {
 					break
 				}

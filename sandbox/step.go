@@ -15,6 +15,7 @@ import (
 	"naru/sandbox/internal/diskuse"
 	"naru/sandbox/network"
 	"naru/sandbox/runtime"
+	"naru/sandbox/runtime/cgroup"
 )
 
 // stepRunner runs the steps of builds (build.Executor). Each is a container of
@@ -119,6 +120,15 @@ func (e *Engine) watchDisk(ctx context.Context, r *record, step build.Step, over
 // namespace, and not given where there is none.
 func stepCapabilities() []string { return []string{"SETFCAP", "SYS_CHROOT", "MKNOD", "AUDIT_WRITE"} }
 
+// stepShares lets a step have what apps leave of the processors: a sixteenth of one's
+// weight when both want all. A machine that cannot weigh gives 0, no shares.
+func stepShares() uint64 {
+	if host, err := cgroup.Detect(); err != nil || !host.Has("cpu") {
+		return 0
+	}
+	return 64
+}
+
 // planStep makes the record of a step. Its files are looked at as the step
 // will see them: the unfinished layer on top.
 func (e *Engine) planStep(id string, step build.Step) (*record, error) {
@@ -126,7 +136,7 @@ func (e *Engine) planStep(id string, step build.Step) (*record, error) {
 		Image: "build", Network: firstOf(step.Network, networkBuild), Hostname: firstOf(step.Hostname, "build"),
 		Memory: step.Memory, Pids: step.Pids, CPUs: step.CPUs, UserNS: UserNSAuto,
 		Net:       Networking{AddHosts: step.AddHosts, DNS: step.DNS, DNSSearch: step.DNSSearch, DNSOptions: step.DNSOptions},
-		Resources: Resources{ShmSize: step.ShmSize, Ulimits: step.Ulimits},
+		Resources: Resources{ShmSize: step.ShmSize, Ulimits: step.Ulimits, CPUShares: stepShares()},
 	}
 	if err := c.complete(); err != nil {
 		return nil, err

@@ -39,8 +39,8 @@ type room struct{ bytes, inodes, size int64 }
 const (
 	diskInterval = 100 * time.Millisecond
 	// measureEvery bounds how much of a processor measuring takes.
-	measureEvery = 20
-	measureLeast = 2 * time.Second
+	measureEvery = 5
+	measureLeast = time.Second
 	// reserveMost is kept free on the disk, or a hundredth of it if that is less:
 	// whatever a build writes, the machine's databases can go on.
 	reserveMost = 1 << 30

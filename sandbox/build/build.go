@@ -106,7 +106,7 @@ type Step struct {
 
 	// Mounts are attached in this order. Secrets are more of the environment
 	// (KEY=value), over Env; they are written down nowhere.
-	Mounts  []StepMount
+	Mounts  []StepMount `json:"-"`
 	Secrets []string
 	// Disk (bytes), Inodes and Timeout are what is left of the build's; 0: no limit.
 	Disk, Inodes int64
