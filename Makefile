@@ -9,7 +9,7 @@ VM      := $(TESTING) qemu-system-x86 e2fsprogs kmod xz-utils
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help build init demo test race crash test-vm test-vm-smoke lint check bench oci-validation oci-engines fuzz clean
+.PHONY: help build init demo test race crash hostile test-vm test-vm-smoke lint check bench oci-validation oci-engines fuzz clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ race: init ## the tests of the parts with goroutines, under the race detector
 crash: init ## kill creator, monitor and init at every step of create, start, stop, exec and log rotation; prints a table
 	@scripts/deps $(TESTING)
 	NARU_CRASH=all $(GO) test -count=1 -timeout 30m -run 'TestKilledAtEveryStep' -v ./sandbox
+
+hostile: init ## all hostile builds, beside an app under load; prints what its users felt
+	@scripts/deps $(TESTING)
+	NARU_HOSTILE=all $(GO) test -count=1 -timeout 20m -run '^TestHostileBuilds$$' -v ./sandbox
 
 # KERNEL=path/to/vmlinuz MODULES=path/to/lib/modules/VERSION boot another kernel
 # than Debian's; PACKAGES and RUN choose what runs.

@@ -25,6 +25,7 @@ type buildFlags struct {
 	idFile       string
 	engine       engineFlags
 	reach        []string
+	run          buildRunFlags
 }
 
 func buildCommand(env *Env) *cobra.Command {
@@ -59,6 +60,7 @@ func buildCommand(env *Env) *cobra.Command {
 	flags.DurationVar(&f.options.Timeout, "timeout", 0, "longest time of the whole build")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print the image's id only")
 	flags.StringArrayVar(&f.reach, "add-reach", nil, "network of this machine that ADD may fetch from, such as 127.0.0.0/8")
+	f.run.register(flags, &f.options)
 	flags.StringVar(&f.idFile, "iidfile", "", "write the image's id to this file")
 	f.engine.add(flags, &f.options)
 	return c
@@ -86,6 +88,9 @@ func (f *buildFlags) complete(env *Env) (err error) {
 		f.options.Out = io.Discard
 	}
 	if err := f.engine.complete(env, &f.options); err != nil {
+		return err
+	}
+	if err := f.run.complete(&f.options); err != nil {
 		return err
 	}
 	return f.findDockerfile()

@@ -143,6 +143,7 @@ func runAgent(ctx context.Context, p parts) (err error) {
 		return err
 	}
 	builder := image.New(p.engine, image.DefaultLimits(), source.Fetcher{})
+	builder.Secret = func(name string) (string, error) { return configs.ReadBuildSecret(p.conf.Root, name) }
 	a, err := agent.New(agent.Options{
 		Config: p.conf, Store: book, Log: p.log.Named("agent"), Prune: builder.Prune,
 		Engine: &pipeline.Engine{

@@ -165,7 +165,10 @@ func (d *decoder) build(f buildFile) Build {
 			d.problem(k.key, "must be a path inside the repository")
 		}
 	}
-	return Build{Context: path.Clean(f.Context), Dockerfile: path.Clean(f.Dockerfile), Target: f.Target, Args: f.Args}
+	return Build{
+		Context: path.Clean(f.Context), Dockerfile: path.Clean(f.Dockerfile), Target: f.Target, Args: f.Args, Secrets: f.Secrets,
+		Network: f.Network, Memory: int64(f.Memory), CPUs: f.CPUs, Pids: int64(f.Pids), Disk: int64(f.Disk), Timeout: f.Timeout,
+	}
 }
 
 func (d *decoder) processes(all map[string]processFile) []Process {

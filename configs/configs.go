@@ -92,6 +92,13 @@ type Build struct {
 	Dockerfile string // relative to the context
 	Target     string
 	Args       map[string]string
+	Secrets    []string // names; ReadSecret has their values
+	Network    string   // of RUN steps: default or none
+	Memory     int64    // bytes of one step
+	CPUs       float64  // of one step; 0: all
+	Pids       int64    // of one step
+	Disk       int64    // bytes of all steps
+	Timeout    time.Duration
 }
 
 // Process is one kind of program of the app.
@@ -156,13 +163,22 @@ func (w Webhook) ReadSecret(root string) (string, error) {
 	if path == "" {
 		path = filepath.Join(root, "secrets", w.Secret)
 	}
+	return readSecret(path, "webhook")
+}
+
+// ReadBuildSecret returns the value of a secret of Build, as Webhook.ReadSecret does.
+func ReadBuildSecret(root, name string) (string, error) {
+	return readSecret(filepath.Join(root, "secrets", name), "build")
+}
+
+func readSecret(path, what string) (string, error) {
 	data, err := readLimited(path, maxSecret)
 	if err != nil {
-		return "", fmt.Errorf("read webhook secret: %w", err)
+		return "", fmt.Errorf("read %s secret: %w", what, err)
 	}
 	secret := strings.TrimRight(string(data), "\r\n")
 	if strings.TrimSpace(secret) == "" {
-		return "", fmt.Errorf("read webhook secret: %s is empty", path)
+		return "", fmt.Errorf("read %s secret: %s is empty", what, path)
 	}
 	return secret, nil
 }

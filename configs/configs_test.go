@@ -38,7 +38,7 @@ func minimalApp() App {
 	return App{
 		Name: "web", Target: "local",
 		Repo:  Repo{URL: "https://git.example.com/acme/web.git", Branch: "main"},
-		Build: Build{Context: ".", Dockerfile: "Dockerfile"},
+		Build: Build{Context: ".", Dockerfile: "Dockerfile", Network: "default", Memory: 4 << 30, Pids: 4096, Disk: 20 << 30, Timeout: 30 * time.Minute},
 		Processes: []Process{{
 			Name: "web", Port: 8080, Replicas: 1, Memory: 512 << 20, CPUs: 1, Pids: 256, Signal: "TERM", StopGrace: 10 * time.Second,
 			Health: Health{Path: "/", Interval: time.Second, Timeout: 2 * time.Second, Healthy: 2, Deadline: time.Minute},
@@ -168,7 +168,6 @@ func TestAppProblems(t *testing.T) {
 		{"later: sender", "name: web", "name: web\ntriggers: {webhook: {sender: gitlab, secret: a}}", `:3: triggers.webhook.sender: "gitlab" is not supported yet; allowed: github`},
 		{"later: poll", "name: web", "name: web\ntriggers: {poll: 5m}", ":3: triggers.poll: not supported yet"},
 		{"later: secrets", "name: web", "name: web\nsecrets: [A]", ":3: secrets: not supported yet"},
-		{"later: build.secrets", "name: web", "name: web\nbuild: {secrets: [A]}", ":3: build.secrets: not supported yet"},
 		{"later: image", "name: web", "name: web\nimage: r/n", ":3: image: not supported yet"},
 		{"later: wildcards", "name: web", "name: web\nroute: {domains: ['*.a.b']}", ":3: route.domains[0]: wildcard domains are not supported yet"},
 	} {

@@ -66,7 +66,13 @@ type buildFile struct {
 	Dockerfile string            `key:"dockerfile" default:"Dockerfile" doc:"Dockerfile, relative to the context."`
 	Target     string            `key:"target" match:"^[A-Za-z0-9._-]*$" hint:"the name of a stage" doc:"Stage to build; empty: the last one."`
 	Args       map[string]string `key:"args" keys:"^[A-Za-z_][A-Za-z0-9_]{0,199}$" match:"^[^\\x00]*$" hint:"text without NUL" keyhint:"letters, digits and underscores, no digit first" doc:"Build arguments."`
-	Secrets    []string          `key:"secrets" later:"*" doc:"Secrets mounted while building."`
+	Secrets    []string          `key:"secrets" match:"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$" hint:"the name of a secret: letters, digits, dot, hyphen, underscore" doc:"Names of secrets that RUN --mount=type=secret,id=NAME gets; a value is the file secrets/<name> in the data directory."`
+	Network    string            `key:"network" default:"default" enum:"default|none" doc:"Network of RUN steps. default: the outside, but not this machine, its containers and a cloud's metadata; none: none."`
+	Memory     size              `key:"memory" default:"4g" min:"4m" max:"64t" doc:"Memory limit of one RUN step."`
+	CPUs       float64           `key:"cpus" min:"0.01" max:"4096" doc:"Processors of one RUN step; empty: all."`
+	Pids       int               `key:"pids" default:"4096" min:"1" max:"4194304" doc:"Processes and threads of one RUN step."`
+	Disk       size              `key:"disk" default:"20g" min:"1m" max:"64t" doc:"What all steps of one build may write."`
+	Timeout    time.Duration     `key:"timeout" default:"30m" min:"1s" max:"24h" doc:"Longest time of one build."`
 }
 
 type processFile struct {

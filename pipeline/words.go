@@ -36,6 +36,14 @@ type Build struct {
 	Dockerfile string            `json:"dockerfile"` // relative to the context
 	Target     string            `json:"target,omitempty"`
 	Args       map[string]string `json:"args,omitempty"`
+	Secrets    []string          `json:"secrets,omitempty"` // names: values are in no record
+	Network    string            `json:"network,omitempty"` // of its steps: default or none
+	// Limits; zero stands for the builder's own.
+	Memory  int64         `json:"memory,omitempty"` // bytes of one step
+	CPUs    float64       `json:"cpus,omitempty"`   // of one step
+	Pids    int64         `json:"pids,omitempty"`   // of one step
+	Disk    int64         `json:"disk,omitempty"`   // bytes of all steps
+	Timeout time.Duration `json:"timeout,omitempty"`
 }
 
 // Process is one kind of program of an app. The process with a Port and the

@@ -374,6 +374,17 @@ func (e *Engine) prepare(ctx context.Context, r *record, stdio Stdio, root runti
 			return nil
 		},
 	}
+	if r.Step {
+		// What its monitor keeps is of no use after this process: no disk is waited for.
+		config.Dir = e.stepDir(r.ID)
+		if err := os.Mkdir(config.Dir, 0o700); err != nil {
+			if m != nil {
+				err = errors.Join(err, m.Close(context.WithoutCancel(ctx)))
+			}
+			return nil, err
+		}
+	}
+	r.mounts.config(&config)
 	if err := e.liveConfig(r, &config); err != nil {
 		if m != nil {
 			err = errors.Join(err, m.Close(context.WithoutCancel(ctx)))

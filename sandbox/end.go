@@ -355,6 +355,9 @@ func (e *Engine) free(ctx context.Context, r *record) error {
 
 // forget removes the engine's own files on tmpfs.
 func (e *Engine) forget(id string) error {
+	if err := os.RemoveAll(e.stepDir(id)); err != nil {
+		return err
+	}
 	for _, path := range []string{e.addressFile(id), e.startedFile(id)} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -446,8 +449,10 @@ func (e *Engine) delete(ctx context.Context, r *record) error {
 		return err
 	}
 	e.step("renamed")
-	if err := atomicfile.SyncDir(e.containersDir()); err != nil {
-		return err
+	if !r.Step { // the next boot removes one anyway
+		if err := atomicfile.SyncDir(e.containersDir()); err != nil {
+			return err
+		}
 	}
 	if err := e.releaseClaims(ctx, r); err != nil {
 		return err

@@ -26,6 +26,8 @@ func TestMain(m *testing.M) {
 	jobIfAsked()
 	crashIfAsked()
 	calledIfAsked()
+	agentIfAsked()
+	hostileIfAsked()
 	os.Exit(m.Run())
 }
 

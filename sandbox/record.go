@@ -43,7 +43,8 @@ type record struct {
 	// long as it lives, so one that can be locked has lost its builder.
 	Step bool `json:"step,omitempty"`
 
-	damaged bool // it is not what was written, but what look found out
+	mounts  *stepMounts // of a Step that is being run here; written down nowhere
+	damaged bool        // it is not what was written, but what look found out
 }
 
 // ending is ended.json: the container has ended and holds nothing in the

@@ -325,8 +325,8 @@ func TestBuildSteps(t *testing.T) {
 	e := newEngine(t)
 	s, out := testStep(t, e, "echo working; echo made > /made; id -u; exit 3")
 	code, err := stepRunner{e}.Run(t.Context(), s)
-	if err != nil || code != 3 || !strings.HasSuffix(out.String(), "working\n0\n") { // before it, what isolation is missing here
-		t.Errorf("%d, %v, %q", code, err, out)
+	if err != nil || code.Code != 3 || code.Reason != build.ReasonExit || !strings.HasSuffix(out.String(), "working\n0\n") { // before it, what isolation is missing here
+		t.Errorf("%+v, %v, %q", code, err, out)
 	}
 	if data, err := os.ReadFile(filepath.Join(s.Upper, "made")); err != nil || string(data) != "made\n" {
 		t.Errorf("the layer has %q, %v", data, err)
@@ -341,8 +341,8 @@ func TestBuildSteps(t *testing.T) {
 	checkNothingLeft(t, e)
 	s, _ = testStep(t, e, "true")
 	s.Args = []string{"missing"}
-	if code, err := (stepRunner{e}).Run(t.Context(), s); code != 127 || err != nil {
-		t.Errorf("a missing program: %d, %v", code, err)
+	if code, err := (stepRunner{e}).Run(t.Context(), s); code.Code != 127 || err != nil {
+		t.Errorf("a missing program: %+v, %v", code, err)
 	}
 }
 

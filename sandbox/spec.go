@@ -39,6 +39,9 @@ func (e *Engine) spec(r *record) (*specs.Spec, error) {
 	r.Config.Namespaces.apply(s)
 	if r.Step {
 		s.Mounts = append(s.Mounts, e.etcMounts(r.ID)...)
+		if r.mounts != nil {
+			s.Mounts = append(s.Mounts, r.mounts.specs...)
+		}
 		return s, nil
 	}
 	mounts, err := e.userMounts(r)

@@ -8,6 +8,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,13 +34,25 @@ type Limits struct {
 	Memory  int64 // bytes of one step; 0: none
 	CPUs    float64
 	Pids    int64
+	Disk    int64         // bytes of all steps
+	Inodes  int64         // files of all steps
 	Timeout time.Duration // of the whole build
 	Network string        // of the steps; empty: the sandbox's network for builds
 }
 
+// with are the limits of one app's builds: its own where it has some.
+func (l Limits) with(b pipeline.Build) Limits {
+	l.Memory, l.Pids, l.CPUs = cmp.Or(b.Memory, l.Memory), cmp.Or(b.Pids, l.Pids), cmp.Or(b.CPUs, l.CPUs)
+	l.Disk, l.Timeout = cmp.Or(b.Disk, l.Disk), cmp.Or(b.Timeout, l.Timeout)
+	if b.Network == sandbox.NetworkNone {
+		l.Network = b.Network
+	}
+	return l
+}
+
 // DefaultLimits leave room for a compiler and end a fork bomb.
 func DefaultLimits() Limits {
-	return Limits{Memory: 4 << 30, Pids: 4096, Timeout: 30 * time.Minute}
+	return Limits{Memory: 4 << 30, Pids: 4096, Disk: 20 << 30, Inodes: 4_000_000, Timeout: 30 * time.Minute}
 }
 
 // Builder implements pipeline.Builder.
@@ -47,11 +60,15 @@ type Builder struct {
 	engine *sandbox.Engine
 	limits Limits
 	git    build.Git
+	// Secret returns the value of a build secret; nil: there are none.
+	Secret func(name string) (string, error)
 }
 
 // New returns a builder over the engine. The repositories that ADD names are
 // fetched by git; nil: they are refused.
-func New(e *sandbox.Engine, l Limits, git build.Git) *Builder { return &Builder{e, l, git} }
+func New(e *sandbox.Engine, l Limits, git build.Git) *Builder {
+	return &Builder{engine: e, limits: l, git: git}
+}
 
 // Build makes the image and returns its id. Unchanged input gives the same id:
 // neither the commit nor the time goes into what the id is made of unless the
@@ -61,17 +78,39 @@ func (b *Builder) Build(ctx context.Context, r pipeline.BuildRequest) (digest st
 	if err != nil {
 		return "", fmt.Errorf("build image of %s: %w", r.App, err)
 	}
+	secrets, err := b.secrets(r.Build.Secrets)
+	if err != nil {
+		return "", fmt.Errorf("build image of %s: %w", r.App, err)
+	}
+	limits := b.limits.with(r.Build)
 	img, err := b.engine.Build(ctx, build.Options{
 		Context: dir, Dockerfile: r.Build.Dockerfile, Target: r.Build.Target, Args: maps.Clone(r.Build.Args),
 		Labels: map[string]string{LabelApp: r.App},
 		Tags:   []string{Name(r.App, r.Commit.Hash)},
-		Out:    r.Log, Network: b.limits.Network, Git: b.git,
-		Memory: b.limits.Memory, CPUs: b.limits.CPUs, Pids: b.limits.Pids, Timeout: b.limits.Timeout,
+		Out:    r.Log, Network: limits.Network, Owner: r.App, Secrets: secrets,
+		Memory: limits.Memory, CPUs: limits.CPUs, Pids: limits.Pids, Timeout: limits.Timeout,
+		Disk: limits.Disk, Inodes: limits.Inodes, Git: b.git,
 	})
 	if err != nil {
 		return "", fmt.Errorf("build image of %s: %w", r.App, withTail(err))
 	}
 	return img.ID.String(), nil
+}
+
+// secrets reads the values of an app's build secrets.
+func (b *Builder) secrets(names []string) (map[string][]byte, error) {
+	values := map[string][]byte{}
+	for _, name := range names {
+		if b.Secret == nil {
+			return nil, fmt.Errorf("secret %s: there are no secrets here", name)
+		}
+		value, err := b.Secret(name)
+		if err != nil {
+			return nil, fmt.Errorf("secret %s: %w", name, err)
+		}
+		values[name] = []byte(value)
+	}
+	return values, nil
 }
 
 // withTail adds the last lines that a failed step wrote, for those who see the

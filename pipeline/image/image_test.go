@@ -129,6 +129,33 @@ func TestTheContextStaysInTheTree(t *testing.T) {
 	}
 }
 
+// TestLimitsAndSecretsOfAnApp: what the app's build section says reaches its steps.
+func TestLimitsAndSecretsOfAnApp(t *testing.T) {
+	b, _ := newBuilder(t)
+	b.Secret = func(name string) (string, error) {
+		if name != "token" {
+			return "", errors.New("there is no such secret")
+		}
+		return "value-of-the-token", nil
+	}
+	dir := t.TempDir()
+	write(t, dir, map[string]string{"Dockerfile": "FROM busybox\nRUN --mount=type=secret,id=token,required cat /run/secrets/token\nRUN yes 0123456789abcdef > /file\n"})
+	var log bytes.Buffer
+	r := request(dir, &log)
+	r.Build.Secrets, r.Build.Disk, r.Build.Args = []string{"token"}, 8<<20, nil
+	_, err := b.Build(t.Context(), r)
+	if failed := (*build.StepError)(nil); !errors.As(err, &failed) || failed.Reason != build.ReasonDisk || failed.Line != 3 {
+		t.Errorf("%v", err)
+	}
+	if s := log.String(); strings.Contains(s, "value-of") || !strings.Contains(s, "***") {
+		t.Errorf("log %s", s)
+	}
+	r.Build.Secrets = []string{"other"}
+	if _, err := b.Build(t.Context(), r); err == nil || !strings.Contains(err.Error(), "secret other") {
+		t.Errorf("%v", err)
+	}
+}
+
 // busybox is a root file system of the host's static busybox.
 func busybox(t *testing.T) io.Reader {
 	t.Helper()
@@ -149,7 +176,7 @@ func busybox(t *testing.T) io.Reader {
 	}
 	add(tar.Header{Name: "bin/", Typeflag: tar.TypeDir, Mode: 0o755}, nil)
 	add(tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, program)
-	for _, applet := range []string{"sh", "cat", "echo"} {
+	for _, applet := range []string{"sh", "cat", "echo", "yes"} {
 		add(tar.Header{Name: "bin/" + applet, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
 	}
 	if err := w.Close(); err != nil {

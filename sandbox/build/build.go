@@ -11,7 +11,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"naru/sandbox/image"
+	"naru/sandbox/internal/diskuse"
 )
 
 // Options say what to build.
@@ -84,14 +87,41 @@ type Options struct {
 	Reach []netip.Prefix
 	// FetchBytes limits one file that ADD fetches; 0: 4 GiB.
 	FetchBytes int64
+	// Owner is who cache mounts belong to: an app, or "" for the command line.
+	Owner string
+	// Secrets are the values of RUN --mount=type=secret, by id. They are covered in
+	// the output, and in no layer, key or history.
+	Secrets map[string][]byte
+	// SSH are the agents of RUN --mount=type=ssh, by id: the path of an agent's
+	// socket, or paths of private keys; none is the socket in SSH_AUTH_SOCK.
+	SSH map[string][]string
+	// AllowHostNetwork lets RUN --network=host have what it asks for. Such a step has
+	// no user namespace: it can reach whatever listens on the host.
+	AllowHostNetwork bool
+	// Disk (bytes) and Inodes bound what all steps of the build write, beside what
+	// was there in cache mounts; 0: no limit. A step is measured while it runs, so that
+	// it may be over by what it writes in a tenth of a second.
+	Disk, Inodes int64
+	// StepTimeout limits each RUN; 0: no limit.
+	StepTimeout time.Duration
+	RunSettings
+}
+
+// RunSettings are settings of all RUN steps of a build that a Dockerfile cannot give.
+type RunSettings struct {
+	AddHosts              []string // NAME:ADDRESS in /etc/hosts
+	DNS                   []netip.Addr
+	DNSSearch, DNSOptions []string // resolv.conf(5)
+	ShmSize               int64    // bytes of /dev/shm; 0: 64 MiB
+	Ulimits               []specs.POSIXRlimit
 }
 
 // Executor runs the commands of RUN.
 type Executor interface {
 	// Run runs one step to its end, with no process left over and nothing
 	// mounted on its directories. A command that ran and failed is an exit code
-	// above 0 and no error; an error is a failure of this machine.
-	Run(ctx context.Context, s Step) (exitCode int, err error)
+	// above 0, or a Reason, and no error; an error is a failure of this machine.
+	Run(ctx context.Context, s Step) (StepExit, error)
 }
 
 // Step is one RUN for an Executor.
@@ -113,6 +143,15 @@ type Step struct {
 	// Memory, Pids and CPUs are the limits of Options.
 	Memory, Pids int64
 	CPUs         float64
+
+	// Mounts are attached in this order. Secrets are more of the environment
+	// (KEY=value), over Env; they are written down nowhere.
+	Mounts  []StepMount `json:"-"`
+	Secrets []string
+	// Disk (bytes), Inodes and Timeout are what is left of the build's; 0: no limit.
+	Disk, Inodes int64
+	Timeout      time.Duration
+	RunSettings
 }
 
 // StepError is a RUN whose command failed: the Dockerfile's fault or that of
@@ -123,10 +162,21 @@ type StepError struct {
 	Instruction string // its text
 	Code        int    // exit code; above 128: killed by signal Code-128
 	Tail        []string
+	Reason      Reason // what ended it
+	Detail      string // the same in words
+
+	cause error // of ReasonTime and the like
 }
 
+// Unwrap returns what ended the step beside itself, such as the build's time limit.
+func (e *StepError) Unwrap() error { return e.cause }
+
 func (e *StepError) Error() string {
-	return fmt.Sprintf("%s:%d: %s: exit code %d", e.File, e.Line, e.Instruction, e.Code)
+	why := e.Detail
+	if why == "" {
+		why = fmt.Sprintf("exit code %d", e.Code)
+	}
+	return fmt.Sprintf("%s:%d: %s: %s", e.File, e.Line, e.Instruction, why)
 }
 
 // Builder makes images. It may be used by several goroutines, and several
@@ -184,6 +234,8 @@ func (b *Builder) BuildAll(ctx context.Context, o Options) (r Result, err error)
 		return r, err
 	}
 	defer s.close()
+	s.budget.limit = diskuse.Use{Bytes: o.Disk, Inodes: o.Inodes}
+	defer func() { err = errors.Join(err, s.trees.close()) }()
 	r, err = s.run(ctx)
 	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
 		err = errors.Join(context.Cause(ctx), err)
@@ -210,9 +262,11 @@ type session struct {
 	room     room
 	inline   bool // the cache goes with the image
 
-	mu        sync.Mutex // of context and the named ones
-	walking   sync.Mutex // held by who walks a context: matchers are made ready on first use
-	takenArgs *nameSet   // names of Options.Args that were of use
+	mu        sync.Mutex   // of context and the named ones
+	walking   sync.Mutex   // held by who walks a context: matchers are made ready on first use
+	takenArgs *nameSet     // names of Options.Args that were of use
+	trees     contextTrees // parts of the context that RUNs bind
+	budget    budget
 }
 
 func (s *session) open() (err error) {

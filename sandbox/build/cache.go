@@ -118,8 +118,6 @@ func (c cache) putStep(key string, r record) error {
 // sooner.
 func (c cache) touch(key string) { _ = os.Chtimes(c.file("steps", key), time.Time{}, time.Now()) }
 
-func (c cache) mounts() string { return filepath.Join(c.dir, "mounts") }
-
 func (c cache) imageFile(hex string) string { return filepath.Join(c.dir, "images", hex) }
 
 // putImage remembers that a build made an image: when nothing names it any more,

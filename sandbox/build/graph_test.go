@@ -42,28 +42,28 @@ type meeting struct {
 	dir string
 }
 
-func (m meeting) Run(ctx context.Context, s Step) (int, error) {
+func (m meeting) Run(ctx context.Context, s Step) (StepExit, error) {
 	if !strings.Contains(strings.Join(s.Args, " "), "/meet/") {
 		return m.Executor.Run(ctx, s)
 	}
 	for _, kv := range s.Env {
 		if n, ok := strings.CutPrefix(kv, "N="); ok {
 			if err := os.WriteFile(filepath.Join(m.dir, n), nil, 0o644); err != nil {
-				return 0, err
+				return StepExit{}, err
 			}
 		}
 	}
 	for {
 		if list, err := os.ReadDir(m.dir); err != nil || len(list) == 4 {
-			return 0, err
+			return StepExit{}, err
 		}
 		select {
 		case <-ctx.Done():
-			return 0, context.Cause(ctx)
+			return StepExit{}, context.Cause(ctx)
 		case <-time.After(5 * time.Millisecond):
 		}
 		if time.Now().After(testDeadline) {
-			return 9, nil
+			return StepExit{Code: 9}, nil
 		}
 	}
 }
@@ -93,7 +93,7 @@ func TestParallelLimit(t *testing.T) {
 
 type counting struct{ now, most int }
 
-func (c *counting) Run(ctx context.Context, _ Step) (int, error) {
+func (c *counting) Run(ctx context.Context, _ Step) (StepExit, error) {
 	stepsMu.Lock()
 	c.now++
 	c.most = max(c.most, c.now)
@@ -102,7 +102,7 @@ func (c *counting) Run(ctx context.Context, _ Step) (int, error) {
 	stepsMu.Lock()
 	c.now--
 	stepsMu.Unlock()
-	return 0, nil
+	return StepExit{}, nil
 }
 
 // TestFailureEndsOthers: the failing stage is reported, the other one is

@@ -57,20 +57,23 @@ type stepProcess struct {
 	Root string
 }
 
-func (e chrootExecutor) Run(ctx context.Context, s Step) (int, error) {
+func (e chrootExecutor) Run(ctx context.Context, s Step) (StepExit, error) {
+	if len(s.Mounts) > 0 {
+		return StepExit{}, errors.New("mounts are tested with the sandbox, not here")
+	}
 	stepsMu.Lock()
 	*e.runs++
 	*e.steps = append(*e.steps, s)
 	stepsMu.Unlock()
 	root, err := os.MkdirTemp(e.dir, "root")
 	if err != nil {
-		return 0, err
+		return StepExit{}, err
 	}
 	out := s.Out
 	s.Out = nil
 	data, err := json.Marshal(stepProcess{s, root})
 	if err != nil {
-		return 0, err
+		return StepExit{}, err
 	}
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Env = []string{stepEnv + "=" + string(data)}
@@ -80,9 +83,9 @@ func (e chrootExecutor) Run(ctx context.Context, s Step) (int, error) {
 	err = cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() != 125 {
-		return exit.ExitCode(), nil
+		return StepExit{Code: exit.ExitCode(), Reason: ReasonExit}, nil
 	}
-	return 0, err
+	return StepExit{}, err
 }
 
 func runStep(text string) error {

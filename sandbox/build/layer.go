@@ -112,6 +112,9 @@ func (r *stageRun) make(ctx context.Context, key string, s step, v *vertex) (rec
 	if err := s.write(ctx, l, lower, v); err != nil {
 		return rec, err
 	}
+	if err := r.budget.charge(ctx, l.Upper); err != nil {
+		return rec, err
+	}
 	if err := context.Cause(ctx); err != nil {
 		return rec, err
 	}

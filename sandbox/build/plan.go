@@ -276,8 +276,8 @@ func reach(st *stage, need map[*stage]bool) {
 func (b *build) check(st *stage) error {
 	for _, cmd := range st.def.Commands {
 		err := refuse(cmd)
-		if _, ok := cmd.(*instructions.RunCommand); ok && err == nil {
-			err = st.platform.runnable()
+		if c, ok := cmd.(*instructions.RunCommand); ok && err == nil {
+			err = errors.Join(st.platform.runnable(), b.allowed(c))
 		}
 		if err != nil {
 			return b.file.at(cmd.Location(), err)

@@ -44,7 +44,7 @@ func (b *Builder) Usage() (CacheUsage, error) {
 	if err != nil {
 		return u, err
 	}
-	if u.Mounts, err = diskOf(b.cache.mounts()); err != nil {
+	if u.Mounts, err = diskOf(b.cache.mountsDir()); err != nil {
 		return u, err
 	}
 	spare := map[string]bool{}
@@ -104,7 +104,11 @@ func (b *Builder) Prune(ctx context.Context, o PruneOptions) (r PruneReport, err
 	}
 	need := int64(math.MaxInt64)
 	if o.Keep > 0 {
-		need = size - o.Keep
+		mounts, err := diskOf(b.cache.mountsDir())
+		if err != nil {
+			return r, err
+		}
+		need = size + mounts - o.Keep
 	}
 	limit := time.Now().Add(-o.Until)
 	keep := func(x kept) bool {
@@ -114,7 +118,12 @@ func (b *Builder) Prune(ctx context.Context, o PruneOptions) (r PruneReport, err
 		}
 		return stays
 	}
-	if r.Freed, err = b.evict(ctx, list, evicting{need: need, keep: keep, hold: hold}); err != nil || !o.All || o.Keep > 0 || o.Until > 0 {
+	if r.Freed, err = b.evict(ctx, list, evicting{need: need, keep: keep, hold: hold}); err != nil {
+		return r, err
+	}
+	mounts, err := b.evictMounts(ctx, need-r.Freed, limit)
+	r.Freed += mounts
+	if err != nil || !o.All || o.Keep > 0 || o.Until > 0 {
 		return r, err
 	}
 	for _, kind := range []string{"content", "sums", "bases"} {

@@ -50,7 +50,7 @@ var fieldFate = map[string]string{
 	"RunCommand.ShellDependantCmdLine.CmdLine": "done", "RunCommand.ShellDependantCmdLine.PrependShell": "done",
 	"RunCommand.ShellDependantCmdLine.Files.Name": "done", "RunCommand.ShellDependantCmdLine.Files.Data": "done",
 	"RunCommand.ShellDependantCmdLine.Files.Chomp": "done",
-	"RunCommand.FlagsUsed":                         "RUN --mount=type=cache,target=/c x",
+	"RunCommand.FlagsUsed":                         "RUN --device=x x",
 	"RunCommand.withExternalData.m":                "RUN --security=insecure x", // what stands behind the flags
 
 	"ShellCommand.Shell": "done", "StopSignalCommand.Signal": "done", "UserCommand.User": "done", "VolumeCommand.Volumes": "done", "WorkdirCommand.Path": "done",
@@ -135,8 +135,7 @@ func TestEveryField(t *testing.T) {
 func TestRefused(t *testing.T) {
 	w := newWorld(t)
 	for _, line := range []string{
-		"RUN --mount=type=bind,target=/x x",
-		"RUN --mount=type=secret,id=x x", "RUN --security=insecure x", "RUN --network=host x", "RUN --device=x x",
+		"RUN --security=insecure x", "RUN --network=host x", "RUN --device=x x",
 	} {
 		dir := w.context(map[string]string{"Dockerfile": "FROM base\nRUN touch /ran\n" + line + "\n"})
 		_, log, err := w.build(Options{Context: dir})

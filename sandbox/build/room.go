@@ -95,7 +95,7 @@ func (b *session) makeRoom(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	mounts, err := diskOf(b.cache.mounts())
+	mounts, err := diskOf(b.cache.mountsDir())
 	if err != nil {
 		return err
 	}
@@ -106,6 +106,10 @@ func (b *session) makeRoom(ctx context.Context) error {
 	}
 	keep := func(e kept) bool { _, used := b.room.used[e.Key]; return used }
 	freed, err := b.evict(ctx, list, evicting{need: need, keep: keep, hold: b.hold})
+	if err == nil && freed < need { // cache mounts last: nothing else knows what is in them
+		more, mountErr := b.evictMounts(ctx, need-freed, b.begun)
+		freed, err = freed+more, mountErr
+	}
 	b.room.taken -= freed
 	if _, free, spaceErr := b.space(); err == nil && spaceErr == nil && free < b.room.reserve {
 		return fmt.Errorf("no space: %d MiB are left for the build, %d must stay free, and nothing in the build cache can go",

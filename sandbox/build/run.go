@@ -27,51 +27,115 @@ func (r *stageRun) runCommand(ctx context.Context, c *instructions.RunCommand) e
 	k.field("args", args...)
 	k.field("script", script)
 	k.field("env", r.env.list...)
-	k.field("as", cfg.User, cfg.WorkingDir, instructions.GetNetwork(c))
+	k.field("as", cfg.User, cfg.WorkingDir, r.network(c))
+	r.o.RunSettings.key(k)
+	list, err := r.mounts(ctx, c, k)
+	if err != nil {
+		return err
+	}
 	text := "RUN " + runText(c)
 	return r.step(ctx, step{
 		key: k, text: text, history: "RUN " + strings.Join(args, " "),
-		write: func(ctx context.Context, l *image.Layer, lower []string, v *vertex) error {
+		write: func(ctx context.Context, l *image.Layer, lower []string, v *vertex) (err error) {
+			mounts, err := r.openMounts(ctx, list, v)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, mounts.Close()) }()
 			s := r.newStep(c, args)
-			s.Lower, s.Upper, s.Work, s.Out = lower, l.Upper, l.Work, v
+			s.Lower, s.Upper, s.Work = lower, l.Upper, l.Work
+			s.Mounts, s.Secrets, s.Env = mounts.list, mounts.secrets, append(mounts.env, s.Env...)
 			if err := putScript(l.Upper, script); err != nil {
 				return err
 			}
-			free, err := r.slot(ctx)
+			points, err := r.makePoints(l, lower, s.Mounts)
 			if err != nil {
+				return fmt.Errorf("RUN --mount: %w", err)
+			}
+			if err := r.execute(ctx, s, v, StepError{Line: lineOf(c.Location()), Instruction: text}); err != nil {
 				return err
 			}
-			code, err := r.exec.Run(ctx, s)
-			free()
-			tail := v.rest()
-			if ctx.Err() != nil {
-				return errors.Join(context.Cause(ctx), err)
-			}
-			if err != nil {
-				return fmt.Errorf("RUN: %w", err)
-			}
-			if code != 0 {
-				return &StepError{File: r.file.name, Line: lineOf(c.Location()), Instruction: text, Code: code, Tail: tail}
-			}
-			return r.tidy(l.Upper, lower)
+			return r.tidy(l.Upper, lower, points)
 		},
 	})
+}
+
+// execute runs a step and tells how it failed.
+func (r *stageRun) execute(ctx context.Context, s Step, v *vertex, failed StepError) error {
+	left, err := r.budget.left()
+	if err != nil {
+		return err
+	}
+	s.Disk, s.Inodes = left.Bytes, left.Inodes
+	free, err := r.slot(ctx)
+	if err != nil {
+		return err
+	}
+	out, flush := r.masked(v)
+	s.Out = out
+	exit, err := r.exec.Run(ctx, s)
+	free()
+	err = errors.Join(err, flush())
+	failed.File, failed.Tail = r.file.name, v.rest()
+	if cause := context.Cause(ctx); errors.Is(cause, errTimeout) {
+		failed.Code, failed.Reason, failed.Detail, failed.cause = 128+9, ReasonTime, cause.Error(), cause
+		return &failed
+	} else if cause != nil {
+		return errors.Join(cause, err)
+	}
+	if err != nil {
+		return fmt.Errorf("RUN: %w", err)
+	}
+	if exit.Code == 0 && exit.Reason == "" {
+		return nil
+	}
+	failed.Code, failed.Reason, failed.Detail = exit.Code, exit.Reason, exit.Detail
+	return &failed
 }
 
 // newStep is the step as the Executor gets it, without its directories.
 func (r *stageRun) newStep(c *instructions.RunCommand, args []string) Step {
 	s := Step{
 		Args: args, Env: append(r.proxies(r.env), r.env.list...),
-		Dir: r.config.Config.WorkingDir, User: r.config.Config.User, Hostname: "build", Network: r.o.Network,
-		Memory: r.o.Memory, Pids: r.o.Pids, CPUs: r.o.CPUs,
-	}
-	if n := instructions.GetNetwork(c); n == instructions.NetworkNone {
-		s.Network = n
+		Dir: r.config.Config.WorkingDir, User: r.config.Config.User, Hostname: "build", Network: r.network(c),
+		RunSettings: r.o.RunSettings, Timeout: r.o.StepTimeout, Memory: r.o.Memory, Pids: r.o.Pids, CPUs: r.o.CPUs,
 	}
 	if s.Dir == "" {
 		s.Dir = "/"
 	}
 	return s
+}
+
+// network is the one of a RUN: its own, or the build's.
+func (r *stageRun) network(c *instructions.RunCommand) string {
+	if n := instructions.GetNetwork(c); n != instructions.NetworkDefault {
+		return n
+	}
+	if r.o.Network == instructions.NetworkDefault {
+		return ""
+	}
+	return r.o.Network
+}
+
+// key adds the settings to the key of a step, which sees them all.
+func (s RunSettings) key(k *keyHash) {
+	if len(s.AddHosts)+len(s.DNS)+len(s.DNSSearch)+len(s.DNSOptions)+len(s.Ulimits) == 0 && s.ShmSize == 0 {
+		return
+	}
+	k.field("hosts", s.AddHosts...)
+	k.field("dns", fmt.Sprint(s.DNS))
+	k.field("search", s.DNSSearch...)
+	k.field("options", s.DNSOptions...)
+	k.field("shm", fmt.Sprint(s.ShmSize))
+	k.field("ulimits", fmt.Sprint(s.Ulimits))
+}
+
+// allowed refuses what the caller has to allow.
+func (b *build) allowed(c *instructions.RunCommand) error {
+	if n := instructions.GetNetwork(c); n == instructions.NetworkHost && !b.o.AllowHostNetwork && b.o.Network != n {
+		return errors.New("RUN --network=host needs the caller's permission (--allow network.host): the step could reach whatever listens on the host")
+	}
+	return nil
 }
 
 // runText is the instruction as it was written, with the first line of a
@@ -148,11 +212,11 @@ func putScript(upper, script string) error {
 	return errors.Join(err, f.Close())
 }
 
-// tidy takes out of a layer what was there for the step only: its script, and
-// the empty mount points that a runtime makes for /dev, /etc/resolv.conf and so
-// on where the image has none. No process of the step is left, and no link that
-// one has put in the way is followed (CVE-2024-23652).
-func (r *stageRun) tidy(upper string, lower []string) error {
+// tidy takes out of a layer what was there for the step only: its script, the mount
+// points of its mounts, and the empty ones that a runtime makes for /dev,
+// /etc/resolv.conf and so on where the image has none. No process of the step is left,
+// and no link that one has put in the way is followed (CVE-2024-23652).
+func (r *stageRun) tidy(upper string, lower []string, mounts *points) error {
 	tree, err := openRoot(upper)
 	if err != nil {
 		return err
@@ -161,35 +225,36 @@ func (r *stageRun) tidy(upper string, lower []string) error {
 	if err := tree.removeAll(scriptDir); err != nil {
 		return err
 	}
+	stubs := stubsIn(tree)
+	if len(stubs)+len(mounts.made) == 0 {
+		return nil
+	}
 	below, err := r.viewOf(lower)
 	if err != nil {
 		return err
 	}
 	defer below.Close()
-	for _, p := range []string{"etc/resolv.conf", "etc/hosts", "etc/hostname", "etc", "dev", "proc", "sys"} {
-		if err := dropStub(tree, below, p); err != nil {
+	if err := mounts.drop(tree, below); err != nil {
+		return err
+	}
+	for _, p := range stubs {
+		if _, err := below.lstat(p); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		// Gone: it was a mount's too.
+		if err := tree.remove(p); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
-	return nil
+	return dropCopied(tree, below, "etc")
 }
 
-// dropStub removes p from a layer if it is empty and was not there before, or
-// is a directory with nothing in it that looks as it did before.
-func dropStub(tree, below *root, p string) error {
-	st, err := tree.lstat(p)
-	if err != nil || !isDir(&st) && !(isFile(&st) && st.Size == 0) {
-		return nil // not there, or something of the step's own
+// stubsIn lists the places of a runtime's own mounts that are empty in a layer.
+func stubsIn(tree *root) (list []string) {
+	for _, p := range []string{"etc/resolv.conf", "etc/hosts", "etc/hostname", "etc", "dev", "proc", "sys"} {
+		if st, err := tree.lstat(p); err == nil && (isDir(&st) || isFile(&st) && st.Size == 0) {
+			list = append(list, p)
+		}
 	}
-	old, err := below.lstat(p)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err == nil && (p != "etc" || old.Mode != st.Mode || old.Uid != st.Uid || old.Gid != st.Gid || tree.isOpaque(p)) {
-		return nil
-	}
-	if err := tree.remove(p); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
-		return err
-	}
-	return nil
+	return list
 }

@@ -189,8 +189,11 @@ func (r *stageRun) do(ctx context.Context, cmd instructions.Command) error {
 func (r *stageRun) expand(cmd instructions.Command) error {
 	word := func(lex *shell.Lex) instructions.SingleWordExpander {
 		return func(w string) (string, error) {
-			w, _, err := lex.ProcessWord(w, r.env)
-			return w, err
+			value, _, err := lex.ProcessWord(w, r.env)
+			if err == nil {
+				err = checkWord(w, value)
+			}
+			return value, err
 		}
 	}
 	if _, isArg := cmd.(*instructions.ArgCommand); isArg {

@@ -47,7 +47,7 @@ func (m *Manager) Attach(ctx context.Context, ep Endpoint) (a Attachment, err er
 	}
 	defer func() { _ = unix.Close(p.netns) }()
 	durable := make(chan error, 1) // while the kernel works on the interfaces
-	go func() { durable <- k.syncRecord(p.def.Name, p.rec.Address) }()
+	go func() { durable <- k.syncRecord(p.def.Name, p.rec) }()
 	if err = k.connect(ctx, p); err == nil {
 		err = k.publish(ctx, p)
 	}
@@ -208,6 +208,7 @@ func (k *kernel) reserve(p *plug, ep Endpoint, inode uint64) error {
 		return err
 	}
 	p.rec = record{
+		Brief:   p.def.Untrusted && !p.def.Fixed,
 		Address: a, Container: ep.Container, Hostname: ep.Hostname,
 		Interface: name, Link: k.vethName(p.def.Name, ep.Container, inode), NetNS: inode, Pid: ep.Pid, Since: k.now().UTC(),
 		Aliases: ep.Aliases, Ports: ep.Ports, HWAddr: ep.MAC.String(),

@@ -126,11 +126,20 @@ func fromRules(br string, d definition) [][]expr.Any {
 			rule(linkLocal, toPort(unix.IPPROTO_UDP, 53), accept()),
 			rule(linkLocal, toPort(unix.IPPROTO_TCP, 53), accept()),
 			rule(linkLocal, drop()))
+		for _, a := range metadataServices() {
+			rules = append(rules, rule(daddr(a), toPort(unix.IPPROTO_UDP, 53), accept()), rule(daddr(a), toPort(unix.IPPROTO_TCP, 53), accept()), rule(daddr(a), drop()))
+		}
 		if d.Subnet6.IsValid() { // where AWS has its metadata service in IPv6
 			rules = append(rules, rule(daddr(netip.MustParsePrefix("fd00:ec2::254/128")), drop()))
 		}
 	}
 	return rules
+}
+
+// metadataServices are those of clouds that are not link-local: Azure's, which is its
+// name server too, Alibaba's and Oracle's.
+func metadataServices() []netip.Prefix {
+	return []netip.Prefix{netip.MustParsePrefix("168.63.129.16/32"), netip.MustParsePrefix("100.100.100.200/32"), netip.MustParsePrefix("192.0.0.192/32")}
 }
 
 // hostRules judge what untrusted members send to the host itself.

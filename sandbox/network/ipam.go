@@ -38,6 +38,10 @@ type record struct {
 	HWAddr   string     `json:"hwaddr,omitempty"` // set: asked for
 	Aliases  []string   `json:"aliases,omitempty"`
 	Ports    []Port     `json:"ports,omitempty"`
+
+	// Brief addresses are of an untrusted network: nobody connects to them, so that
+	// nobody still knows them by heart, and no boot needs to remember them.
+	Brief bool `json:"brief,omitempty"`
 }
 
 func (r record) inUse() bool { return r.Freed.IsZero() }
@@ -45,8 +49,11 @@ func (r record) inUse() bool { return r.Freed.IsZero() }
 // rested says whether the quarantine is over. A clock that was set back must
 // not keep the address locked up.
 func (r record) rested(now time.Time) bool {
-	d := now.Sub(r.Freed)
-	return !r.inUse() && (d >= quarantine || d < -quarantine)
+	d, rest := now.Sub(r.Freed), quarantine
+	if r.Brief {
+		rest = briefQuarantine
+	}
+	return !r.inUse() && (d >= rest || d < -rest)
 }
 
 // mac is derived from the address (locally administered, unicast), so that a
@@ -144,8 +151,11 @@ func (m *Manager) putRecord(network string, r record) error {
 // syncRecord makes a record durable: after a boot its address is not given to
 // somebody else while others, such as an nginx that starts with its old
 // configuration, still take it for the old one's.
-func (m *Manager) syncRecord(network string, a netip.Addr) error {
-	f, err := os.Open(m.recordPath(network, a))
+func (m *Manager) syncRecord(network string, r record) error {
+	if r.Brief {
+		return nil
+	}
+	f, err := os.Open(m.recordPath(network, r.Address))
 	if err != nil {
 		return fmt.Errorf("sync address record: %w", err)
 	}
@@ -169,7 +179,7 @@ func (m *Manager) free(network string, r record) error {
 	if err := m.putRecord(network, r); err != nil {
 		return err
 	}
-	return m.syncRecord(network, r.Address)
+	return m.syncRecord(network, r)
 }
 
 // holders is who has or had the addresses of a network.
@@ -209,6 +219,9 @@ func choose(d definition, all []record, now time.Time) (a netip.Addr, old *recor
 		resting++
 		if r.rested(now) && (old == nil || r.Freed.Before(old.Freed)) {
 			old = r
+		}
+		if old != nil && old.Brief {
+			break // the fewer there are, the faster the next Attach reads them
 		}
 	}
 	if old != nil {

@@ -14,7 +14,7 @@ func TestRecordCutOffIsNobodys(t *testing.T) {
 	if err := m.putRecord("n", whole); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.syncRecord("n", whole.Address); err != nil {
+	if err := m.syncRecord("n", whole); err != nil {
 		t.Fatal(err)
 	}
 	cut := netip.MustParseAddr("10.213.0.3")

@@ -25,6 +25,10 @@ const machineLock = "/run/naru-network.lock"
 // it by heart (nginx upstreams, conntrack entries of UDP, ARP caches).
 const quarantine = 60 * time.Second
 
+// briefQuarantine is that of build steps, of which many follow each other within a
+// second: until the kernel has taken the old one's port off the bridge.
+const briefQuarantine = 2 * time.Second
+
 // cleanup bounds what is undone after an error, whatever happened to the
 // caller's context.
 const cleanup = 10 * time.Second

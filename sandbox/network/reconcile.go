@@ -113,7 +113,7 @@ func (k *kernel) rebuildRecord(network string, r record) error {
 	if err := k.putRecord(network, r); err != nil {
 		return err
 	}
-	return k.syncRecord(network, r.Address)
+	return k.syncRecord(network, r)
 }
 
 // freeDead releases the addresses of containers that are gone, and forgets

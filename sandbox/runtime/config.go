@@ -17,6 +17,13 @@ type Config struct {
 	Spec *specs.Spec
 	// Root is what the container sees as "/".
 	Root Overlay
+	// Stacks has the sources of bind mounts that lie in layers, by their index in
+	// Spec.Mounts. Mount.Source is then a path below the root of the stack, whose
+	// links are followed inside of it; the stack itself is mounted nowhere.
+	Stacks map[int]Overlay
+	// Made has detached mounts that the caller made, by index in Spec.Mounts. They are
+	// attached as they are and stay the caller's.
+	Made map[int]*os.File `json:"-"`
 	// StateDir holds state.json, monitor.sock and the output fifos. It should be
 	// on tmpfs; it is made with mode 0700, its parent must exist.
 	StateDir string

@@ -24,6 +24,10 @@ func (c *creation) bindMounts(got *prepared) error {
 		switch {
 		case isDev(m):
 			got.binds[i], got.isDir[i], c.dev = c.dev, true, nil
+		case c.Made[i] != nil:
+			got.binds[i], got.isDir[i], err = c.brought(i)
+		case len(c.Stacks[i].Lower) > 0:
+			got.binds[i], got.isDir[i], err = c.bindStack(m, o, c.Stacks[i])
 		case o.bind || m.Type == "bind":
 			got.binds[i], got.isDir[i], err = c.bind(m, o)
 		case m.Type == "sysfs" && c.ids.mapped() && !ownNetwork(c.Spec):

@@ -223,6 +223,21 @@ func memoryV2(dir string, m *MemoryStats) (err error) {
 	return nil
 }
 
+// PidsRefused counts how often a process or thread was not made because the group, or
+// one above it, had as many as it may (pids.events; Linux Documentation
+// cgroup-v1/pids, cgroup-v2 "pids.events").
+func (g *Group) PidsRefused() (uint64, error) {
+	dir, _, err := g.statsDir("pids")
+	if err != nil {
+		return 0, fmt.Errorf("count refused processes: %w", err)
+	}
+	m, err := keyed(dir, "pids.events")
+	if err != nil {
+		return 0, fmt.Errorf("count refused processes: %w", err)
+	}
+	return m["max"], nil
+}
+
 func (g *Group) pidsStats(s *Stats) error {
 	dir, _, err := g.statsDir("pids")
 	if err != nil {
