@@ -81,6 +81,8 @@ type StepError struct {
 	Instruction string // its text
 	Code        int    // exit code; above 128: killed by signal Code-128
 	Tail        []string
+	Excerpt     string // as in SourceError
+	Hint        string // what may help; often empty
 }
 
 func (e *StepError) Error() string {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -46,7 +47,10 @@ func (r *stageRun) runCommand(ctx context.Context, c *instructions.RunCommand) e
 				return fmt.Errorf("RUN: %w", err)
 			}
 			if code != 0 {
-				return &StepError{File: r.file.name, Line: lineOf(c.Location()), Instruction: text, Code: code, Tail: tail}
+				return &StepError{
+					File: r.file.name, Line: lineOf(c.Location()), Instruction: text, Code: code, Tail: tail,
+					Hint: r.hint(exit{code, s.Args, s.Env, s.Dir, tail}, append(slices.Clone(lower), l.Upper)),
+				}
 			}
 			return r.tidy(l.Upper, lower)
 		},

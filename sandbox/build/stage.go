@@ -91,6 +91,9 @@ func (b *build) image(ctx context.Context, ref string, out io.Writer) (image.Ima
 	if errors.Is(err, image.ErrNotFound) {
 		img, err = b.store.Pull(ctx, ref, image.PullOptions{Out: out})
 	}
+	if near := b.file.near(ref); err != nil && near != "" {
+		return image.Image{}, fmt.Errorf("%w%s", err, near)
+	}
 	if err != nil {
 		return image.Image{}, err
 	}
