@@ -166,6 +166,12 @@ func (e *Engine) Build(ctx context.Context, o build.Options) (image.Image, error
 	return build.New(e.images, stepRunner{e}, filepath.Join(e.root, "build")).Build(ctx, o)
 }
 
+// CheckBuild returns what BuildKit's rules find in a Dockerfile (build.Check),
+// without building.
+func (e *Engine) CheckBuild(o build.Options) ([]build.Warning, error) {
+	return build.New(e.images, stepRunner{e}, filepath.Join(e.root, "build")).Check(o)
+}
+
 // Features probes what this machine, with the file system that holds Root, can
 // do for containers.
 func (e *Engine) Features() runtime.Report {

@@ -173,6 +173,9 @@ func (b *build) run(ctx context.Context) (image.Image, error) {
 	if err != nil {
 		return image.Image{}, err
 	}
+	if err := b.lint(); err != nil {
+		return image.Image{}, err
+	}
 	for _, st := range p.stages {
 		if err := b.stage(ctx, st); err != nil {
 			return image.Image{}, err

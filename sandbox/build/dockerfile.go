@@ -13,7 +13,6 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/command"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 )
@@ -92,7 +91,7 @@ func (b *build) load() error {
 		return fmt.Errorf("read %s: %w", b.name(), err)
 	}
 	d := &dockerfile{name: b.name(), ignore: ignored}
-	if err := d.parse(data, b.out.warn); err != nil {
+	if err := d.parse(data); err != nil {
 		return err
 	}
 	b.file = d
@@ -138,18 +137,18 @@ func (b *build) readDockerfile() ([]byte, *ignore, error) {
 	return data, ignored, err
 }
 
-func (d *dockerfile) parse(data []byte, warn func(string)) error {
+func (d *dockerfile) parse(data []byte) error {
 	d.text = data
 	ast, err := parser.Parse(bytes.NewReader(data))
 	if err != nil {
 		return d.syntax(err)
 	}
-	lint := linter.New(&linter.Config{Warn: func(rule, _, _, msg string, loc []parser.Range) {
-		warn(fmt.Sprintf("%s:%d: %s: %s", d.name, lineOf(loc), rule, msg))
-	}})
 	d.lex = shell.NewLex(ast.EscapeToken)
-	if d.stages, d.args, err = instructions.Parse(ast.AST, lint); err != nil {
+	if d.stages, d.args, err = instructions.Parse(ast.AST, nil); err != nil {
 		return d.syntax(err)
+	}
+	if len(bytes.TrimSpace(data)) == 0 {
+		return fmt.Errorf("%s is empty", d.name)
 	}
 	if len(d.stages) == 0 {
 		return fmt.Errorf("%s has no FROM", d.name)

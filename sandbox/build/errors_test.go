@@ -54,7 +54,7 @@ func TestExcerpt(t *testing.T) {
 
 func TestExcerptOfLongInstruction(t *testing.T) {
 	d := &dockerfile{name: "D", text: []byte("FROM a\nRUN x \\\n" + strings.Repeat("  y \\\n", 60) + "  " + strings.Repeat("z", 300) + "\n")}
-	if err := d.parse(d.text, func(string) {}); err != nil {
+	if err := d.parse(d.text); err != nil {
 		t.Fatal(err)
 	}
 	got := d.excerpt(d.stages[0].Commands[0].Location(), "")

@@ -96,25 +96,7 @@ func platform() string {
 // globalArgs are the variables of FROM: those of the platform, and the ARGs
 // before the first FROM with their values.
 func (b *build) globalArgs() (vars, error) {
-	target := b.o.Target
-	if target == "" {
-		target = b.file.stages[len(b.file.stages)-1].Name
-	}
-	if target == "" {
-		target = "default"
-	}
-	var g vars
-	for _, kv := range [][2]string{
-		{"BUILDPLATFORM", platform()}, {"BUILDOS", "linux"}, {"BUILDOSVERSION", ""},
-		{"BUILDARCH", runtime.GOARCH}, {"BUILDVARIANT", variant()},
-		{"TARGETPLATFORM", platform()}, {"TARGETOS", "linux"}, {"TARGETOSVERSION", ""},
-		{"TARGETARCH", runtime.GOARCH}, {"TARGETVARIANT", variant()}, {"TARGETSTAGE", target},
-	} {
-		if value, ok := b.buildArg(kv[0]); ok {
-			kv[1] = value
-		}
-		g.set(kv[0], kv[1])
-	}
+	g := vars{b.platformArgs()}
 	for _, cmd := range b.file.args {
 		for _, arg := range cmd.Args {
 			if value, ok := b.buildArg(arg.Key); ok {
@@ -134,6 +116,31 @@ func (b *build) globalArgs() (vars, error) {
 	return g, nil
 }
 
+// platformArgs are the predefined ARGs, KEY=value; a build argument of the name
+// wins.
+func (b *build) platformArgs() []string {
+	target := b.o.Target
+	if target == "" {
+		target = b.file.stages[len(b.file.stages)-1].Name
+	}
+	if target == "" {
+		target = "default"
+	}
+	var list []string
+	for _, kv := range [][2]string{
+		{"BUILDPLATFORM", platform()}, {"BUILDOS", "linux"}, {"BUILDOSVERSION", ""},
+		{"BUILDARCH", runtime.GOARCH}, {"BUILDVARIANT", variant()},
+		{"TARGETPLATFORM", platform()}, {"TARGETOS", "linux"}, {"TARGETOSVERSION", ""},
+		{"TARGETARCH", runtime.GOARCH}, {"TARGETVARIANT", variant()}, {"TARGETSTAGE", target},
+	} {
+		if value, ok := b.buildArg(kv[0]); ok {
+			kv[1] = value
+		}
+		list = append(list, kv[0]+"="+kv[1])
+	}
+	return list
+}
+
 // buildArg returns the caller's value of a declared ARG.
 func (b *build) buildArg(name string) (string, bool) {
 	value, ok := b.o.Args[name]
@@ -147,7 +154,7 @@ func (b *build) buildArg(name string) (string, bool) {
 func (b *build) warnUnused() {
 	var names []string
 	for name := range b.o.Args {
-		if !b.takenArgs[name] && !isProxy(name) {
+		if !b.takenArgs[name] && !isProxy(name) && !strings.HasPrefix(name, "BUILDKIT_") {
 			names = append(names, name)
 		}
 	}
