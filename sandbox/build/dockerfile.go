@@ -147,9 +147,6 @@ func (d *dockerfile) parse(data []byte) error {
 	if d.stages, d.args, err = instructions.Parse(ast.AST, nil); err != nil {
 		return d.syntax(err)
 	}
-	if len(bytes.TrimSpace(data)) == 0 {
-		return fmt.Errorf("%s is empty", d.name)
-	}
 	if len(d.stages) == 0 {
 		return fmt.Errorf("%s has no FROM", d.name)
 	}

@@ -61,7 +61,7 @@ func (r *stageRun) runCommand(ctx context.Context, c *instructions.RunCommand) e
 func (r *stageRun) newStep(c *instructions.RunCommand, args []string) Step {
 	s := Step{
 		Args: args, Env: append(r.proxies(r.env), r.env.list...),
-		Dir: r.config.Config.WorkingDir, User: r.config.Config.User, Hostname: "build", Network: r.o.Network,
+		Dir: r.config.Config.WorkingDir, User: r.config.Config.User, Hostname: r.hostname(), Network: r.o.Network,
 		Memory: r.o.Memory, Pids: r.o.Pids, CPUs: r.o.CPUs,
 	}
 	if n := instructions.GetNetwork(c); n == instructions.NetworkNone {

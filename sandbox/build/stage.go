@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"path"
 	"runtime"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -61,6 +63,7 @@ func (r *stageRun) begin(ctx context.Context) (*state, error) {
 		return r.done[r.st.base].clone(), nil
 	case r.st.image == "":
 		s := &state{config: image.Config{OS: "linux", Architecture: runtime.GOARCH, Variant: variant()}}
+		s.config.Config.WorkingDir = "/"
 		s.setEnv("PATH", defaultPath)
 		return s, nil
 	}
@@ -74,6 +77,9 @@ func (r *stageRun) begin(ctx context.Context) (*state, error) {
 	s.fillHistory()
 	if s.config.Created != nil {
 		s.created = *s.config.Created
+	}
+	if dir := s.config.Config.WorkingDir; dir != "" {
+		s.config.Config.WorkingDir = path.Join("/", dir)
 	}
 	s.env.list = slices.Clone(s.config.Config.Env)
 	if _, ok := s.env.Get("PATH"); !ok {
@@ -145,10 +151,12 @@ func (s *state) setEnv(name, value string) {
 // title is how a part is shown: "[build 2/4] RUN make".
 func (r *stageRun) title(text string) string {
 	r.count++
+	total := strconv.Itoa(r.st.total)
+	text = fmt.Sprintf("%*d/%s] %s", len(total), r.count, total, text)
 	if r.st.name == "" {
-		return fmt.Sprintf("[%d/%d] %s", r.count, r.st.total, text)
+		return "[" + text
 	}
-	return fmt.Sprintf("[%s %d/%d] %s", r.st.name, r.count, r.st.total, text)
+	return "[" + r.st.name + " " + text
 }
 
 // history notes an instruction. Values of ARGs are not in it: BuildKit puts

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"maps"
 	"runtime"
 	"slices"
 	"sort"
@@ -60,20 +61,36 @@ func isProxy(name string) bool {
 // proxies are the proxy variables that RUN gets, in both spellings, except
 // those that env has already.
 func (b *build) proxies(env vars) []string {
-	var list []string
-	for name, value := range b.o.Args {
-		if !isProxy(name) {
-			continue
+	given := map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(b.o.Args)) {
+		if isProxy(name) { // given in both spellings, the lower one counts
+			b.takenArgs[name] = true
+			given[strings.ToUpper(name)] = b.o.Args[name]
 		}
-		b.takenArgs[name] = true
-		for _, spelling := range []string{strings.ToUpper(name), strings.ToLower(name)} {
+	}
+	var list []string
+	for name, value := range given {
+		for _, spelling := range []string{name, strings.ToLower(name)} {
 			if _, ok := env.Get(spelling); !ok {
 				list = append(list, spelling+"="+value)
 			}
 		}
 	}
 	sort.Strings(list)
-	return slices.Compact(list)
+	return list
+}
+
+// speaksToBuilder tells of ARGs that are no variables of a stage.
+func speaksToBuilder(name string) bool {
+	return name == "BUILDKIT_SBOM_SCAN_CONTEXT" || name == "BUILDKIT_SBOM_SCAN_STAGE"
+}
+
+// hostname is that of RUN steps.
+func (b *build) hostname() string {
+	if name, ok := b.buildArg("BUILDKIT_SANDBOX_HOSTNAME"); ok && name != "" {
+		return name
+	}
+	return "build"
 }
 
 // variant is the second half of an architecture's name in OCI platforms.
