@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"naru/sandbox/build/progress"
 	"naru/sandbox/image"
 )
 
@@ -42,6 +43,10 @@ type Options struct {
 	CPUs         float64
 	// Timeout limits the whole build; 0: no limit.
 	Timeout time.Duration
+
+	// Progress gets what happens, one event at a time, beside Out. Nil: nobody.
+	// It must not block for long: the build waits for it.
+	Progress func(progress.Event)
 }
 
 // Executor runs the commands of RUN.
@@ -132,9 +137,10 @@ func (b *Builder) Build(ctx context.Context, o Options) (img image.Image, err er
 	}
 	defer tree.Close()
 	r := &build{
-		Builder: b, o: o, out: newProgress(o.Out), tree: tree,
+		Builder: b, o: o, out: newReporter(o), tree: tree,
 		done: map[*stage]*state{}, images: map[string]image.Image{}, takenArgs: map[string]bool{},
 	}
+	defer func() { r.out.close(err) }()
 	img, err = r.run(ctx)
 	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
 		err = errors.Join(context.Cause(ctx), err)
@@ -150,7 +156,7 @@ func (b *Builder) emptyDir() string { return filepath.Join(b.cache.dir, "empty")
 type build struct {
 	*Builder
 	o       Options
-	out     *progress
+	out     *reporter
 	tree    *root // the context
 	context *source
 	file    *dockerfile
@@ -176,6 +182,7 @@ func (b *build) run(ctx context.Context) (image.Image, error) {
 	if err := b.lint(); err != nil {
 		return image.Image{}, err
 	}
+	b.out.planned(p)
 	for _, st := range p.stages {
 		if err := b.stage(ctx, st); err != nil {
 			return image.Image{}, err

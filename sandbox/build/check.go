@@ -3,7 +3,6 @@ package build
 import (
 	"errors"
 	"fmt"
-	"io"
 	"path/filepath"
 
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
@@ -43,7 +42,7 @@ func (b *Builder) Check(o Options) (found []Warning, err error) {
 		return nil, fmt.Errorf("open build context: %w", err)
 	}
 	defer tree.Close()
-	r := &build{Builder: b, o: o, out: newProgress(io.Discard), tree: tree, images: map[string]image.Image{}, takenArgs: map[string]bool{}}
+	r := &build{Builder: b, o: o, out: newReporter(Options{}), tree: tree, images: map[string]image.Image{}, takenArgs: map[string]bool{}}
 	if err := r.load(); err != nil {
 		return nil, err
 	}
