@@ -44,6 +44,9 @@ type Options struct {
 	// Timeout limits the whole build; 0: no limit.
 	Timeout time.Duration
 
+	// Text is the Dockerfile itself; Dockerfile is then only its name in
+	// messages. Nil: it is read from where Dockerfile says.
+	Text []byte
 	// Progress gets what happens, one event at a time, beside Out. Nil: nobody.
 	// It must not block for long: the build waits for it.
 	Progress func(progress.Event)

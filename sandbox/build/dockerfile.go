@@ -2,6 +2,7 @@ package build
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -63,6 +64,9 @@ func (d *dockerfile) at(loc []parser.Range, err error) error {
 // when there is nothing to add.
 func Explain(err error) string {
 	var text strings.Builder
+	if errors.Is(err, context.Canceled) {
+		return "" // nobody's fault
+	}
 	if failed, ok := errors.AsType[*StepError](err); ok {
 		if len(failed.Tail) > 0 {
 			fmt.Fprintf(&text, "------\n > %s:\n%s\n------\n", failed.Instruction, strings.Join(failed.Tail, "\n"))
@@ -105,6 +109,10 @@ func (b *build) load() error {
 // another one, which only a trusted caller can name, from where it is.
 func (b *build) readDockerfile() ([]byte, *ignore, error) {
 	name := b.name()
+	if b.o.Text != nil {
+		ignored, err := readIgnore(b.tree, ".dockerignore")
+		return b.o.Text, ignored, err
+	}
 	if filepath.IsAbs(name) {
 		if rel, err := filepath.Rel(b.o.Context, name); err == nil && filepath.IsLocal(rel) {
 			name = rel
