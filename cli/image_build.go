@@ -27,6 +27,7 @@ type buildFlags struct {
 	memory       string
 	progress     string
 	quiet, check bool
+	print        bool
 	asJSON       bool
 	idFile       string
 	ignored      struct{ rm, forceRm bool }
@@ -45,11 +46,15 @@ anything else is a Dockerfile without one.`,
 			if err := f.complete(env); err != nil {
 				return err
 			}
+			f.options.Detect = true
 			cleanup, err := f.prepare(c.Context(), env, args[0])
 			if err != nil {
 				return err
 			}
 			defer cleanup()
+			if f.print {
+				return f.printDockerfile(env)
+			}
 			e, err := openEngine(env)
 			if err != nil {
 				return err
@@ -80,6 +85,7 @@ func (f *buildFlags) register(flags *pflag.FlagSet) {
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print the image's id only, or why there is none")
 	flags.StringVar(&f.progress, "progress", fromEnvironment("BUILDKIT_PROGRESS", "auto"), "how to show what happens: auto, plain, tty, quiet or rawjson")
 	flags.BoolVar(&f.check, "check", false, "do not build: show what BuildKit's rules find in the Dockerfile; exit code 1 if they do")
+	flags.BoolVar(&f.print, "print-dockerfile", false, "do not build: print the Dockerfile, or the one that is written for a context without")
 	flags.BoolVar(&f.asJSON, "json", false, "print the image, or what --check finds, as JSON")
 	flags.StringVar(&f.idFile, "iidfile", "", "write the image's id to this file")
 	flags.BoolVar(&f.ignored.rm, "rm", true, "accepted for Docker's sake: no container is left")
@@ -189,6 +195,19 @@ func errorText(err error) string {
 		return ""
 	}
 	return err.Error()
+}
+
+// printDockerfile is --print-dockerfile.
+func (f *buildFlags) printDockerfile(env *Env) error {
+	text, plan, err := build.Dockerfile(f.options)
+	if err != nil {
+		return err
+	}
+	if f.asJSON && plan != nil {
+		return printJSON(env, plan)
+	}
+	_, err = env.Stdout.Write(text)
+	return err
 }
 
 // findDockerfile finds what --file means: on the command line it is relative to

@@ -178,3 +178,26 @@ func TestBuildOutput(t *testing.T) {
 		t.Errorf("%v\n%s", err, errs)
 	}
 }
+
+func TestPrintDockerfile(t *testing.T) {
+	c := newConsole(t)
+	dir := writeFiles(t, t.TempDir(), map[string]string{"index.html": "x"})
+	out := c.ok("build", "--print-dockerfile", dir)
+	if !strings.HasPrefix(out, "# syntax=docker/dockerfile:1\n# Written by naru") {
+		t.Error(out)
+	}
+	var plan struct {
+		Kind, Dockerfile string
+		Reasons          []string
+	}
+	if text := c.ok("build", "--print-dockerfile", "--json", dir); json.Unmarshal([]byte(text), &plan) != nil || plan.Kind != "static site" || plan.Dockerfile != out || len(plan.Reasons) == 0 {
+		t.Error(text)
+	}
+	if out := c.ok("build", "--check", dir); out != "Check complete, no warnings found.\n" {
+		t.Error(out)
+	}
+	writeFiles(t, dir, map[string]string{"Dockerfile": "FROM scratch\n"})
+	if out := c.ok("build", "--print-dockerfile", dir); out != "FROM scratch\n" {
+		t.Error(out)
+	}
+}

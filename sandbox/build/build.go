@@ -47,6 +47,9 @@ type Options struct {
 	// Text is the Dockerfile itself; Dockerfile is then only its name in
 	// messages. Nil: it is read from where Dockerfile says.
 	Text []byte
+	// Detect writes a Dockerfile for a context that has none, if Dockerfile and
+	// Text are empty (detect.Detect). The log shows it.
+	Detect bool
 	// Progress gets what happens, one event at a time, beside Out. Nil: nobody.
 	// It must not block for long: the build waits for it.
 	Progress func(progress.Event)
@@ -158,20 +161,24 @@ func (b *Builder) emptyDir() string { return filepath.Join(b.cache.dir, "empty")
 // build is one build.
 type build struct {
 	*Builder
-	o       Options
-	out     *reporter
-	tree    *root // the context
-	context *source
-	file    *dockerfile
-	globals vars       // ARGs before the first FROM, and the platform's
-	epoch   *time.Time // SOURCE_DATE_EPOCH
-	done    map[*stage]*state
-	images  map[string]image.Image
+	o        Options
+	out      *reporter
+	tree     *root // the context
+	context  *source
+	file     *dockerfile
+	detected *detected  // nil: the Dockerfile is the user's
+	globals  vars       // ARGs before the first FROM, and the platform's
+	epoch    *time.Time // SOURCE_DATE_EPOCH
+	done     map[*stage]*state
+	images   map[string]image.Image
 
 	takenArgs map[string]bool // names of Options.Args that were of use
 }
 
 func (b *build) run(ctx context.Context) (image.Image, error) {
+	if err := b.detect(); err != nil {
+		return image.Image{}, err
+	}
 	v := b.out.begin("[internal] load build definition from " + b.name())
 	err := b.load()
 	v.end(err)
@@ -235,10 +242,13 @@ func (b *build) stamp(s *state) *time.Time {
 	return &at
 }
 
+// defaultDockerfile is the Dockerfile of a context. Docker takes it in lower case as well.
+const defaultDockerfile = "Dockerfile"
+
 // name is the Dockerfile's for messages.
 func (b *build) name() string {
 	if b.o.Dockerfile == "" {
-		return "Dockerfile"
+		return defaultDockerfile
 	}
 	return b.o.Dockerfile
 }

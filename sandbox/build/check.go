@@ -43,6 +43,9 @@ func (b *Builder) Check(o Options) (found []Warning, err error) {
 	}
 	defer tree.Close()
 	r := &build{Builder: b, o: o, out: newReporter(Options{}), tree: tree, images: map[string]image.Image{}, takenArgs: map[string]bool{}}
+	if err := r.detect(); err != nil {
+		return nil, err
+	}
 	if err := r.load(); err != nil {
 		return nil, err
 	}

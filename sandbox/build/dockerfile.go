@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -109,6 +110,9 @@ func (b *build) load() error {
 // another one, which only a trusted caller can name, from where it is.
 func (b *build) readDockerfile() ([]byte, *ignore, error) {
 	name := b.name()
+	if b.detected != nil {
+		return b.detected.text, b.detected.ignore, nil
+	}
 	if b.o.Text != nil {
 		ignored, err := readIgnore(b.tree, ".dockerignore")
 		return b.o.Text, ignored, err
@@ -120,6 +124,12 @@ func (b *build) readDockerfile() ([]byte, *ignore, error) {
 	}
 	if filepath.IsLocal(name) {
 		data, err := b.tree.readFile(name)
+		if errors.Is(err, fs.ErrNotExist) && filepath.Base(name) == defaultDockerfile {
+			lower := filepath.Join(filepath.Dir(name), strings.ToLower(defaultDockerfile)) // moby/moby#10858
+			if other, otherErr := b.tree.readFile(lower); otherErr == nil {
+				data, name, err = other, lower, nil
+			}
+		}
 		if err != nil {
 			return nil, nil, err
 		}
