@@ -9,8 +9,9 @@
 // image or an earlier stage has made. A key is the digest of everything that a
 // step's layer depends on.
 //
-// One build: the Dockerfile is read and parsed (dockerfile.go) and its stages
-// become a plan (plan.go): which are reachable from the target, in which order,
+// One build: the Dockerfile is read, or written for a context that has none
+// (detected.go, room detect), and parsed (dockerfile.go); what is legal in it and
+// probably not meant is a warning (check.go, room lint). Its stages become a plan (plan.go): which are reachable from the target, in which order,
 // and that they hold nothing we do not do (refuse.go). Then stage by stage, each
 // instruction changes the stage's state (config.go) or is a step (layer.go): its
 // key is looked up in the cache (cache.go) and a hit adds the layer that is there
@@ -26,6 +27,11 @@
 // (root.go). The cache knows files by content; the content of a context's file is
 // remembered by inode, ctime, mtime and size (sums.go), so that a second build of
 // an unchanged context reads no file.
+//
+// What happens is told as events (report.go), which the room progress shows. An
+// error that belongs to lines of the Dockerfile carries them, with what is wrong
+// underlined (excerpt.go); that of a command that could not be started says why
+// (hint.go).
 //
 // The package starts no process and listens to nothing: RUN is the Executor's.
 package build
