@@ -29,7 +29,7 @@ var floors = [][]string{
 
 // beside lists the imports that are allowed inside a floor: from → to.
 var beside = map[string][]string{
-	"sandbox/build":                        {"sandbox/image", "sandbox/runtime/overlay"},
+	"sandbox/build":                        {"sandbox/image", "sandbox/image/layer", "sandbox/runtime/overlay"},
 	"sandbox/runtime":                      {"sandbox/monitor", "sandbox/internal/loosen"}, // so that tests can take a mitigation away
 	"sandbox/runtime/launch":               {"sandbox/monitor"},
 	"sandbox/runtime/launch/cmd/naru-init": {"sandbox/runtime/launch"},

@@ -28,7 +28,7 @@ func containerCommands(env *Env) []*cobra.Command {
 		startCommand(env), stopCommand(env), killCommand(env), rmCommand(env), waitCommand(env),
 		copyCommand(env), diffCommand(env), exportCommand(env), commitCommand(env), renameCommand(env), updateCommand(env),
 		topCommand(env), statsCommand(env), eventsCommand(env), containerCommand(env),
-		imageCommand(env), buildCommand(env), networkCommand(env), volumeCommand(env), systemCommand(env),
+		imageCommand(env), buildCommand(env), builderCommand(env), networkCommand(env), volumeCommand(env), systemCommand(env),
 		attachCommand(env), restartCommand(env), pauseCommand(env), unpauseCommand(env), calledCommand(env),
 		doctorCommand(env), ociCommand(env),
 	)

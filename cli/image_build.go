@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -31,6 +32,7 @@ type buildFlags struct {
 	asJSON       bool
 	idFile       string
 	ignored      struct{ rm, forceRm bool }
+	engine       engineFlags
 }
 
 func buildCommand(env *Env) *cobra.Command {
@@ -60,7 +62,7 @@ anything else is a Dockerfile without one.`,
 				return err
 			}
 			if f.check {
-				return f.lint(env, e)
+				return f.lint(c.Context(), env, e)
 			}
 			return f.build(c, env, e)
 		},
@@ -93,6 +95,7 @@ func (f *buildFlags) register(flags *pflag.FlagSet) {
 	for _, name := range []string{"rm", "force-rm"} {
 		_ = flags.MarkHidden(name) // it is defined above
 	}
+	f.engine.add(flags, o)
 }
 
 func (f *buildFlags) complete(env *Env) (err error) {
@@ -106,6 +109,9 @@ func (f *buildFlags) complete(env *Env) (err error) {
 	f.options.Args, f.options.Labels = parseLabels(args), parseLabels(f.labels)
 	if f.quiet {
 		f.progress = "quiet"
+	}
+	if err := f.engine.complete(env, &f.options); err != nil {
+		return err
 	}
 	for _, name := range f.options.Tags {
 		if _, err := image.FullName(name); err != nil {
@@ -122,7 +128,7 @@ func (f *buildFlags) build(c *cobra.Command, env *Env, e *sandbox.Engine) error 
 		return usage("--%w", err)
 	}
 	f.options.Progress = show.Event
-	img, err := e.Build(c.Context(), f.options)
+	r, err := e.Builder().BuildAll(c.Context(), f.options)
 	show.Close()
 	if err != nil && c.Context().Err() != nil {
 		return &ExitError{Code: exitInterrupted, Err: errors.New("build canceled")}
@@ -130,9 +136,18 @@ func (f *buildFlags) build(c *cobra.Command, env *Env, e *sandbox.Engine) error 
 	if err != nil {
 		return err
 	}
+	img := r.Image
+	if err := f.engine.done(r); err != nil {
+		return err
+	}
 	if f.idFile != "" {
 		if err := os.WriteFile(f.idFile, []byte(img.ID.String()), 0o644); err != nil {
 			return err
+		}
+	}
+	for _, out := range f.options.Outputs {
+		if out.Dest == "-" {
+			return nil // stdout has the archive
 		}
 	}
 	if f.asJSON {
@@ -143,8 +158,8 @@ func (f *buildFlags) build(c *cobra.Command, env *Env, e *sandbox.Engine) error 
 }
 
 // lint is --check.
-func (f *buildFlags) lint(env *Env, e *sandbox.Engine) error {
-	found, err := e.CheckBuild(f.options)
+func (f *buildFlags) lint(ctx context.Context, env *Env, e *sandbox.Engine) error {
+	found, err := e.CheckBuild(ctx, f.options)
 	if f.asJSON {
 		if err := printJSON(env, struct {
 			Warnings []build.Warning `json:"warnings"`

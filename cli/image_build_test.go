@@ -158,7 +158,7 @@ func TestBuildOutput(t *testing.T) {
 		ID    string
 		Names []string
 	}
-	if err != nil || json.Unmarshal([]byte(out), &result) != nil || len(result.Names) != 1 || !strings.Contains(errs, " hello\n") || !strings.Contains(errs, "#3 [2/2] RUN echo hello\n") {
+	if err != nil || json.Unmarshal([]byte(out), &result) != nil || len(result.Names) != 1 || !strings.Contains(errs, " hello\n") || !strings.Contains(errs, " [2/2] RUN echo hello\n") {
 		t.Errorf("%v\n%s\n%s", err, out, errs)
 	}
 	if id, err := os.ReadFile(idFile); err != nil || string(id) != result.ID {

@@ -135,6 +135,9 @@ func printPruned(env *Env, report sandbox.PruneReport) {
 	for _, name := range report.Networks {
 		fmt.Fprintln(env.Stdout, "removed network", name)
 	}
+	if report.BuildCache > 0 {
+		fmt.Fprintln(env.Stdout, "Reclaimed space of the build cache:", humanSize(report.BuildCache))
+	}
 	fmt.Fprintln(env.Stdout, "Total reclaimed space of images:", humanSize(report.Freed))
 }
 

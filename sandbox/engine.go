@@ -35,6 +35,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -163,13 +164,27 @@ func (e *Engine) Volumes() *volume.Store { return e.volumes }
 // Build makes an image from a Dockerfile. Its RUN steps run in containers of
 // this engine that end with ctx.
 func (e *Engine) Build(ctx context.Context, o build.Options) (image.Image, error) {
-	return build.New(e.images, stepRunner{e}, filepath.Join(e.root, "build")).Build(ctx, o)
+	return e.Builder().Build(ctx, o)
+}
+
+// Builder returns what Build builds with, and which remembers its steps.
+func (e *Engine) Builder() *build.Builder {
+	b := build.New(e.images, stepRunner{e}, filepath.Join(e.root, "build"))
+	b.KeepImages(e.hasContainer)
+	return b
+}
+
+// hasContainer tells whether a container needs the image. Where that cannot be
+// found out, one does.
+func (e *Engine) hasContainer(img image.Image) bool {
+	records, err := e.records()
+	return err != nil || slices.ContainsFunc(records, func(r *record) bool { return r.ImageID == img.ID.String() })
 }
 
 // CheckBuild returns what BuildKit's rules find in a Dockerfile (build.Check),
 // without building.
-func (e *Engine) CheckBuild(o build.Options) ([]build.Warning, error) {
-	return build.New(e.images, stepRunner{e}, filepath.Join(e.root, "build")).Check(o)
+func (e *Engine) CheckBuild(ctx context.Context, o build.Options) ([]build.Warning, error) {
+	return build.New(e.images, stepRunner{e}, filepath.Join(e.root, "build")).Check(ctx, o)
 }
 
 // Features probes what this machine, with the file system that holds Root, can

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"naru/sandbox/build"
 	"naru/sandbox/image"
 	"naru/sandbox/runtime"
 )
@@ -25,10 +26,11 @@ type PruneOptions struct {
 
 // PruneReport is what Prune has removed.
 type PruneReport struct {
-	Containers []string `json:"containers"` // ids
-	Volumes    []string `json:"volumes"`    // names
-	Networks   []string `json:"networks"`   // names
-	Freed      int64    `json:"freed"`      // bytes of images
+	Containers []string `json:"containers"`  // ids
+	Volumes    []string `json:"volumes"`     // names
+	Networks   []string `json:"networks"`    // names
+	Freed      int64    `json:"freed"`       // bytes of images
+	BuildCache int64    `json:"build_cache"` // bytes of build steps
 }
 
 // Prune recovers, and then removes what is not in use.
@@ -52,7 +54,9 @@ func (e *Engine) Prune(ctx context.Context, o PruneOptions) (PruneReport, error)
 		}
 	}
 	if o.BuildCache {
-		if err = e.PruneBuildCache(); err != nil {
+		r, err := e.Builder().Prune(ctx, build.PruneOptions{All: true})
+		report.BuildCache = r.Freed
+		if err != nil {
 			return report, err
 		}
 	}

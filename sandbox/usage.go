@@ -25,7 +25,7 @@ type DiskUsage struct {
 	Images     Usage `json:"images"` // layers once each, as they are on disk
 	Containers Usage `json:"containers"`
 	Volumes    Usage `json:"volumes"`
-	BuildCache Usage `json:"build_cache"` // layers that only the cache knows
+	BuildCache Usage `json:"build_cache"` // layers that only the cache knows, and cache mounts
 }
 
 // DiskUsage adds up what is on disk. It looks at every file.
@@ -35,7 +35,7 @@ func (e *Engine) DiskUsage(ctx context.Context) (DiskUsage, error) {
 	if err != nil {
 		return u, err
 	}
-	steps := []func([]Container, *DiskUsage) error{e.containerUsage, e.imageUsage, e.volumeUsage}
+	steps := []func([]Container, *DiskUsage) error{e.containerUsage, e.imageUsage, e.volumeUsage, e.mountUsage}
 	for _, step := range steps {
 		if err := errors.Join(step(list, &u), ctx.Err()); err != nil {
 			return u, fmt.Errorf("disk usage: %w", err)
@@ -143,6 +143,15 @@ func (e *Engine) volumeUsage(list []Container, u *DiskUsage) error {
 	return nil
 }
 
+// mountUsage adds the cache mounts of builds.
+func (e *Engine) mountUsage(_ []Container, u *DiskUsage) error {
+	size, err := onDisk(filepath.Join(e.root, "build", "mounts"))
+	if size > 0 {
+		u.BuildCache.add(size, false)
+	}
+	return err
+}
+
 // onDisk adds up the blocks of the files below a directory, each once. What goes away
 // meanwhile counts nothing. Links are not followed.
 func onDisk(dir string) (int64, error) {
@@ -181,15 +190,4 @@ func onDisk(dir string) (int64, error) {
 		return nil
 	})
 	return size, err
-}
-
-// PruneBuildCache forgets what the steps of earlier builds made. The layers go with
-// the next PruneImages, unless they were used within the hour.
-func (e *Engine) PruneBuildCache() error {
-	for _, kind := range []string{"steps", "content", "sums"} {
-		if err := os.RemoveAll(filepath.Join(e.root, "build", kind)); err != nil {
-			return fmt.Errorf("prune build cache: %w", err)
-		}
-	}
-	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"naru/sandbox/build/progress"
@@ -53,6 +54,38 @@ type Options struct {
 	// Progress gets what happens, one event at a time, beside Out. Nil: nobody.
 	// It must not block for long: the build waits for it.
 	Progress func(progress.Event)
+	// Parallel is how many RUN steps may run at once; 0: one for each
+	// processor, and at least 4.
+	Parallel int
+	// Contexts give names of images and stages another meaning, in FROM, COPY
+	// --from and RUN --mount from=: a directory, "docker-image://NAME" or
+	// "oci-layout://PATH[:TAG]".
+	Contexts map[string]string
+	// Pull asks the registry for base images that are in the store too.
+	Pull bool
+	// Platforms are what the image is for ("linux/arm64"); none: this machine.
+	// The store gets this machine's name only; several together, an index, go
+	// to a registry or an OCI archive.
+	Platforms []string
+	// NoCacheFilter are stages, by name or number, whose steps are made anew.
+	NoCacheFilter []string
+	// CacheLimit is how many bytes the steps and mounts that are remembered may
+	// take on disk; 0: a tenth of the file system, 2 GiB at least and 50 GiB at
+	// most. What was not used for longest goes first, before a step that may
+	// need the room.
+	CacheLimit int64
+	// Outputs are where the image goes; none: the store (see ParseOutput).
+	Outputs []Output
+	// Provenance attaches how the image was made: "min" or "max"; empty: not.
+	// SBOM attaches what is in it.
+	Provenance string
+	SBOM       bool
+	// CacheFrom are caches to begin from, CacheTo where to leave this build's:
+	// "type=local,src=DIR" and "type=local,dest=DIR", "type=registry,ref=NAME";
+	// CacheTo knows "type=inline" too, and mode=min for the image's own steps
+	// alone. Whoever writes to a cache decides what builds FROM it make, of all
+	// apps: name only caches that are yours.
+	CacheFrom, CacheTo []string
 }
 
 // Executor runs the commands of RUN.
@@ -106,7 +139,12 @@ type Builder struct {
 	store *image.Store
 	exec  Executor
 	cache cache
+	inUse func(image.Image) bool
 }
+
+// KeepImages says which images without a name must stay although the cache is
+// full: those of containers. Call it before the first Build.
+func (b *Builder) KeepImages(inUse func(image.Image) bool) { b.inUse = inUse }
 
 // New returns a Builder that keeps layers and images in store and remembers
 // steps in cacheDir. The cache can be removed at any time.
@@ -117,97 +155,173 @@ func New(store *image.Store, exec Executor, cacheDir string) *Builder {
 // errTimeout is the cause of a build that took longer than Options.Timeout.
 var errTimeout = errors.New("the build took longer than its time limit")
 
-// Build makes the image of a Dockerfile. An unchanged build gives the same
-// image again. Errors name file and line where they belong to one; a failed RUN
-// is a *StepError.
-func (b *Builder) Build(ctx context.Context, o Options) (img image.Image, err error) {
+// Build is BuildAll for those who want the image alone: this machine's, where
+// several platforms were asked for.
+func (b *Builder) Build(ctx context.Context, o Options) (image.Image, error) {
+	r, err := b.BuildAll(ctx, o)
+	return r.Image, err
+}
+
+// BuildAll makes the image of a Dockerfile, for each platform, and gives it to
+// where Options.Outputs say. An unchanged build gives the same image again.
+// Errors name file and line where they belong to one; a failed RUN is a
+// *StepError.
+func (b *Builder) BuildAll(ctx context.Context, o Options) (r Result, err error) {
 	if o.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("%w of %s", errTimeout, o.Timeout))
 		defer cancel()
 	}
+	if err := o.check(); err != nil {
+		return r, err
+	}
 	if err := os.MkdirAll(b.emptyDir(), 0o755); err != nil {
-		return image.Image{}, fmt.Errorf("build: %w", err)
+		return r, fmt.Errorf("build: %w", err)
 	}
 	hold, err := b.store.Hold()
 	if err != nil {
-		return image.Image{}, fmt.Errorf("build: %w", err)
+		return r, fmt.Errorf("build: %w", err)
 	}
 	defer func() { err = errors.Join(err, hold.Release()) }()
-	if o.Context, err = filepath.Abs(o.Context); err != nil {
-		return image.Image{}, fmt.Errorf("build: %w", err)
+	s := &session{Builder: b, o: o, hold: hold, begun: time.Now(), out: newReporter(o), bases: &bases{}, takenArgs: &nameSet{}}
+	if err := s.open(); err != nil {
+		return r, err
 	}
-	tree, err := openRoot(o.Context)
-	if err != nil {
-		return image.Image{}, fmt.Errorf("open build context: %w", err)
-	}
-	defer tree.Close()
-	r := &build{
-		Builder: b, o: o, out: newReporter(o), tree: tree,
-		done: map[*stage]*state{}, images: map[string]image.Image{}, takenArgs: map[string]bool{},
-	}
-	defer func() { r.out.close(err) }()
-	img, err = r.run(ctx)
+	defer s.close()
+	defer func() { s.out.close(err) }()
+	r, err = s.run(ctx)
 	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
 		err = errors.Join(context.Cause(ctx), err)
 	}
-	return img, err
+	return r, err
 }
 
 // emptyDir is the bottom of every stack of layers: overlayfs wants one, and an
 // image from scratch has none.
 func (b *Builder) emptyDir() string { return filepath.Join(b.cache.dir, "empty") }
 
-// build is one build.
-type build struct {
+// session is one BuildAll.
+type session struct {
 	*Builder
 	o        Options
 	out      *reporter
 	tree     *root // the context
 	context  *source
+	contexts *contexts
+	bases    *bases
+	begun    time.Time
+	hold     *image.Hold
+	evicting sync.RWMutex // held for writing by who removes layers
+	room     room
+	inline   bool      // the cache goes with the image
+	detected *detected // nil: the Dockerfile is the user's
+	offline  bool      // images that are not in the store are not asked for
+
+	mu        sync.Mutex // of context and the named ones
+	walking   sync.Mutex // held by who walks a context: matchers are made ready on first use
+	takenArgs *nameSet   // names of Options.Args that were of use
+}
+
+func (s *session) open() (err error) {
+	if s.o.Context, err = filepath.Abs(s.o.Context); err != nil {
+		return fmt.Errorf("build: %w", err)
+	}
+	if s.tree, err = openRoot(s.o.Context); err != nil {
+		return fmt.Errorf("open build context: %w", err)
+	}
+	if s.contexts, err = openContexts(s.o.Contexts); err != nil {
+		s.tree.Close()
+	}
+	return err
+}
+
+func (s *session) close() {
+	s.contexts.close()
+	s.tree.Close()
+}
+
+// run builds for one platform after the other: what their stages have in common
+// the later ones find in the cache.
+func (s *session) run(ctx context.Context) (r Result, err error) {
+	targets, err := s.o.targets()
+	if err != nil {
+		return r, err
+	}
+	moves, err := s.o.caches()
+	if err != nil {
+		return r, err
+	}
+	if err := s.importCaches(ctx, moves.from); err != nil {
+		return r, err
+	}
+	s.inline = moves.inline
+	if err := s.detect(); err != nil {
+		return r, err
+	}
+	for _, t := range targets {
+		b := &build{session: s, platform: t, several: len(targets) > 1, done: map[*stage]*state{}}
+		final, err := b.run(ctx)
+		if err != nil {
+			return r, err
+		}
+		part, err := b.export(ctx, final)
+		if err != nil {
+			return r, err
+		}
+		r.Images = append(r.Images, part)
+		whole, err := b.attested(ctx, part)
+		if err != nil {
+			return r, err
+		}
+		r.parts = append(r.parts, whole)
+		if r.Image.ID == "" || t == native() {
+			r.Image = part
+		}
+	}
+	s.saveSums()
+	s.warnUnused()
+	if err := s.exportCaches(ctx, moves.to, r.Images); err != nil {
+		return r, err
+	}
+	r.Bases, r.Digest = s.bases.used(), r.Image.Manifest
+	return r, s.deliver(ctx, &r)
+}
+
+// build is the build of one platform.
+type build struct {
+	*session
+	platform target
+	several  bool // platforms
 	file     *dockerfile
-	detected *detected  // nil: the Dockerfile is the user's
 	globals  vars       // ARGs before the first FROM, and the platform's
 	epoch    *time.Time // SOURCE_DATE_EPOCH
 	done     map[*stage]*state
-	images   map[string]image.Image
-
-	takenArgs map[string]bool // names of Options.Args that were of use
+	running  chan struct{} // as many as RUN steps run
 }
 
-func (b *build) run(ctx context.Context) (image.Image, error) {
-	if err := b.detect(); err != nil {
-		return image.Image{}, err
-	}
+func (b *build) run(ctx context.Context) (*state, error) {
 	v := b.out.begin("[internal] load build definition from " + b.name())
 	err := b.load()
 	v.end(err)
 	if err != nil {
-		return image.Image{}, err
+		return nil, err
 	}
-	p, err := b.plan()
+	p, err := b.plan(ctx)
 	if err != nil {
-		return image.Image{}, err
+		return nil, err
 	}
 	if err := b.lint(); err != nil {
-		return image.Image{}, err
+		return nil, err
 	}
 	b.out.planned(p)
-	for _, st := range p.stages {
-		if err := b.stage(ctx, st); err != nil {
-			return image.Image{}, err
-		}
+	if err := b.walk(ctx, p); err != nil {
+		return nil, err
 	}
-	if b.context != nil {
-		if err := b.context.sums.save(); err != nil {
-			b.out.warn(err.Error()) // the next build is slower, this one is good
-		}
-	}
-	b.warnUnused()
-	return b.export(ctx, b.done[p.target])
+	return b.done[p.target], nil
 }
 
-// export writes the image of the target stage.
+// export writes the image of the target stage. Names are for later: when there
+// is more to be done with it, that may fail.
 func (b *build) export(ctx context.Context, s *state) (image.Image, error) {
 	v := b.out.begin("exporting to image")
 	for name, value := range b.o.Labels {
@@ -216,13 +330,20 @@ func (b *build) export(ctx context.Context, s *state) (image.Image, error) {
 		}
 		s.config.Config.Labels[name] = value
 	}
-	s.config.Created = b.stamp(s)
-	img, err := b.store.Put(ctx, s.config, s.layers, b.o.Tags...)
+	s.config.Created, s.config.BuildCache = b.stamp(s), nil
+	if b.inline {
+		own, _, err := b.carry(s.layers)
+		if err != nil {
+			return image.Image{}, err
+		}
+		s.config.BuildCache = own
+	}
+	img, err := b.store.Put(ctx, s.config, s.layers)
+	if err == nil {
+		err = b.cache.putImage(img.ID, b.begun)
+	}
 	if err == nil {
 		_, _ = fmt.Fprintf(v, "image %s\n", img.ID)
-		for _, name := range b.o.Tags {
-			_, _ = fmt.Fprintf(v, "naming to %s\n", name)
-		}
 	}
 	v.end(err)
 	return img, err
@@ -246,7 +367,7 @@ func (b *build) stamp(s *state) *time.Time {
 const defaultDockerfile = "Dockerfile"
 
 // name is the Dockerfile's for messages.
-func (b *build) name() string {
+func (b *session) name() string {
 	if b.o.Dockerfile == "" {
 		return defaultDockerfile
 	}

@@ -212,7 +212,7 @@ func TestStepError(t *testing.T) {
 	if n := len(failed.Tail); n != 20 || failed.Tail[0] != "12" || failed.Tail[19] != "last" {
 		t.Errorf("tail %q", failed.Tail)
 	}
-	if !strings.Contains(log, "#3 [2/2] RUN seq 1 30") || !strings.Contains(log, " 30\n") || !strings.Contains(log, "#3 ERROR") {
+	if !strings.Contains(log, "#4 [2/2] RUN seq 1 30") || !strings.Contains(log, " 30\n") || !strings.Contains(log, "#4 ERROR") {
 		t.Errorf("log:\n%s", log)
 	}
 }
@@ -272,7 +272,7 @@ func TestArgs(t *testing.T) {
 		{name: "required", file: "FROM base\nLABEL o=\"${V:?give V}\"", err: "give V"},
 		{name: "platform needs declaration", file: "FROM --platform=$BUILDPLATFORM base\nARG TARGETOS\nLABEL o=$TARGETOS-$TARGETARCH", config: out, equals: `"linux-"`},
 		{name: "platform overridden", file: "FROM base\nARG TARGETARCH\nLABEL o=$TARGETARCH", opts: Options{Args: map[string]string{"TARGETARCH": "z"}}, config: out, equals: `"z"`},
-		{name: "foreign platform", file: "FROM --platform=linux/s390x base", err: "Dockerfile:1: FROM --platform=linux/s390x: this machine builds for"},
+		{name: "foreign platform", file: "FROM --platform=linux/s390x base", err: "Dockerfile:1: base in the store is for linux/"},
 		{name: "blank FROM", file: "ARG X\nFROM $X", err: "Dockerfile:2: base name ($X) should not be blank"},
 		{name: "escape directive", file: "# escape=`\nFROM base\nLABEL o=a`\nb", config: out, equals: `"ab"`},
 	})

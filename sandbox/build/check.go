@@ -1,9 +1,9 @@
 package build
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 
@@ -31,18 +31,16 @@ func (w Warning) String() string {
 }
 
 // Check reads a Dockerfile and returns what BuildKit's rules find in it,
-// without building: in all stages, or in those that Options.Target needs. An
+// without building and without asking any registry: in all stages, or in those that
+// Options.Target needs. An
 // error in it is a *SourceError beside what was found before it.
-func (b *Builder) Check(o Options) (found []Warning, err error) {
-	if o.Context, err = filepath.Abs(o.Context); err != nil {
+func (b *Builder) Check(ctx context.Context, o Options) (found []Warning, err error) {
+	s := &session{Builder: b, o: o, out: newReporter(Options{}), bases: &bases{}, takenArgs: &nameSet{}, offline: true}
+	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("check: %w", err)
 	}
-	tree, err := openRoot(o.Context)
-	if err != nil {
-		return nil, fmt.Errorf("open build context: %w", err)
-	}
-	defer tree.Close()
-	r := &build{Builder: b, o: o, out: newReporter(Options{}), tree: tree, images: map[string]image.Image{}, takenArgs: map[string]bool{}}
+	defer s.close()
+	r := &build{session: s, platform: native()}
 	if err := r.detect(); err != nil {
 		return nil, err
 	}
@@ -51,7 +49,7 @@ func (b *Builder) Check(o Options) (found []Warning, err error) {
 	}
 	found, _, err = r.findings(o.Target == "")
 	if err == nil {
-		_, err = r.plan()
+		_, err = r.plan(ctx)
 	}
 	return found, err
 }
@@ -100,14 +98,14 @@ func (b *build) findings(all bool) (list []Warning, failed, err error) {
 // lintBase describes a base image if that costs nothing: one that has to be
 // pulled is not looked at.
 func (b *build) lintBase(ref string) (lint.Base, bool) {
-	img, ok := b.images[ref]
+	c, ok := b.bases.known(ref)
 	if !ok {
-		var err error
-		if img, err = b.store.Get(ref); err != nil {
+		img, err := b.store.Get(ref)
+		if err != nil {
 			return lint.Base{}, false
 		}
+		c = img.Config
 	}
-	c := img.Config
 	base := lint.Base{Env: c.Config.Env, Shell: c.Config.Shell, OnBuild: c.Config.OnBuild}
 	if c.OS != "" && c.Architecture != "" {
 		base.Platform = c.OS + "/" + c.Architecture

@@ -39,19 +39,19 @@ func TestCheck(t *testing.T) {
 		"Dockerfile": "FROM base AS a\nCMD x\nFROM base\nCOPY gone /gone\n", ".dockerignore": "gone\n",
 		"bad": "FROM base\nCMD x\nRNU y\n", "cycle": "FROM base AS a\nCOPY --from=b /x /x\nFROM base AS b\nCOPY --from=a /x /x\n",
 	})
-	found, err := w.builder().Check(Options{Context: dir})
+	found, err := w.builder().Check(t.Context(), Options{Context: dir})
 	if err != nil || len(found) != 2 || found[0].Rule != "JSONArgsRecommended" || found[1].Rule != "CopyIgnoredFile" || found[1].Line != 4 {
 		t.Fatalf("%v, %v", found, err)
 	}
 	if want := "   4 | >>> COPY gone /gone\n     |          ^~~~\n"; !strings.Contains(found[1].Excerpt, want) {
 		t.Errorf("excerpt\n%s", found[1].Excerpt)
 	}
-	if found, err = w.builder().Check(Options{Context: dir, Target: "a"}); err != nil || len(found) != 1 {
+	if found, err = w.builder().Check(t.Context(), Options{Context: dir, Target: "a"}); err != nil || len(found) != 1 {
 		t.Errorf("%v, %v", found, err)
 	}
 	for _, name := range []string{"bad", "cycle"} {
 		var placed *SourceError
-		if _, err = w.builder().Check(Options{Context: dir, Dockerfile: name}); !errors.As(err, &placed) {
+		if _, err = w.builder().Check(t.Context(), Options{Context: dir, Dockerfile: name}); !errors.As(err, &placed) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

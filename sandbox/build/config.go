@@ -47,6 +47,9 @@ func (r *stageRun) configure(cmd instructions.Command) error {
 	case *instructions.ShellCommand:
 		c.Shell = cmd.Shell
 		text = fmt.Sprintf("SHELL %v", cmd.Shell)
+	case *instructions.OnbuildCommand:
+		c.OnBuild = append(slices.Clone(c.OnBuild), cmd.Expression)
+		return nil // as in BuildKit, nothing of it is in the history
 	case *instructions.StopSignalCommand:
 		if !isSignal(cmd.Signal) {
 			return fmt.Errorf("STOPSIGNAL: there is no signal %q", cmd.Signal)

@@ -5,10 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"naru/sandbox/image"
 )
@@ -16,7 +19,10 @@ import (
 // crashEnv makes this test binary a builder that is going to be killed.
 const crashEnv = "NARU_BUILD_TEST_CRASH"
 
-type crashConfig struct{ Dir, Context string }
+type crashConfig struct {
+	Dir, Context string
+	Limit        int64
+}
 
 func crashBuild(text string) {
 	var c crashConfig
@@ -29,7 +35,7 @@ func crashBuild(text string) {
 	}
 	runs, steps := 0, []Step{}
 	b := New(store, chrootExecutor{filepath.Join(c.Dir, "mnt"), &runs, &steps}, filepath.Join(c.Dir, "cache"))
-	if _, err := b.Build(context.Background(), Options{Context: c.Context, Out: os.Stdout, Tags: []string{"crash:1"}}); err != nil {
+	if _, err := b.Build(context.Background(), Options{Context: c.Context, Out: os.Stdout, Tags: []string{"crash:1"}, CacheLimit: c.Limit}); err != nil {
 		panic(err)
 	}
 }
@@ -44,7 +50,7 @@ func TestKilled(t *testing.T) {
 	}
 	w := newWorld(t)
 	o := Options{Context: w.context(files)}
-	config, err := json.Marshal(crashConfig{w.dir, o.Context})
+	config, err := json.Marshal(crashConfig{Dir: w.dir, Context: o.Context})
 	must(t, err)
 	for line := 1; ; line++ {
 		killed := killAt(t, string(config), line)
@@ -91,4 +97,36 @@ func killAt(t *testing.T, config string, line int) bool {
 	must(t, cmd.Process.Kill())
 	_ = cmd.Wait() // it was killed
 	return true
+}
+
+// TestKilledAnywhere kills builders at moments that nobody chose, while they
+// evict what earlier ones made. What is left must be good for the next one, in
+// which nothing is wrong and nothing runs that was remembered.
+func TestKilledAnywhere(t *testing.T) {
+	w := newWorld(t)
+	random := rand.New(rand.NewPCG(1, 2))
+	for i := range 12 {
+		o := Options{CacheLimit: 12 << 20, Tags: []string{"crash:1"}, Context: w.context(map[string]string{"a": fmt.Sprint(i), "Dockerfile": fmt.Sprintf(
+			"FROM base AS x\nRUN yes %d | head -c 3000000 >/x\nFROM base\nCOPY a /a\nCOPY --from=x /x /x\nRUN head -c 2000000 /x >/y\n", i)})}
+		config, err := json.Marshal(crashConfig{Dir: w.dir, Context: o.Context, Limit: o.CacheLimit})
+		must(t, err)
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = []string{crashEnv + "=" + string(config)}
+		must(t, cmd.Start())
+		time.Sleep(time.Duration(random.IntN(150)) * time.Millisecond) // the moment is the test
+		_ = cmd.Process.Kill()                                         // it may have come to its end
+		_ = cmd.Wait()
+		if w.store, err = image.Open(filepath.Join(w.dir, "images")); err != nil {
+			t.Fatal(err)
+		}
+		img, log := w.mustBuild(o)
+		want := strings.Repeat(fmt.Sprintf("%d\n", i), 2_000_000)[:2_000_000]
+		if got := w.look(img, "y"); got != "f 644 0:0 "+want {
+			t.Fatalf("%d: /y is wrong\n%s", i, log)
+		}
+		runs := w.runs
+		if w.mustBuild(o); w.runs != runs {
+			t.Errorf("%d: the second time something ran", i)
+		}
+	}
 }

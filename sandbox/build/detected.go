@@ -22,7 +22,7 @@ type detected struct {
 
 // detect writes a Dockerfile, if that is allowed and the context has none. What
 // it says and why is in the build's log, for people to read and to save.
-func (b *build) detect() error {
+func (b *session) detect() error {
 	if !b.undescribed() {
 		return nil
 	}
@@ -35,7 +35,7 @@ func (b *build) detect() error {
 	return err
 }
 
-func (b *build) detectPlan() (*detect.Plan, error) {
+func (b *session) detectPlan() (*detect.Plan, error) {
 	root, err := os.OpenRoot(b.o.Context)
 	if err != nil {
 		return nil, fmt.Errorf("open build context: %w", err)
@@ -59,12 +59,12 @@ func describePlan(p *detect.Plan) string {
 }
 
 // undescribed tells whether a Dockerfile has to be written.
-func (b *build) undescribed() bool {
+func (b *session) undescribed() bool {
 	return b.o.Detect && b.o.Dockerfile == "" && b.o.Text == nil && !b.hasDockerfile()
 }
 
 // hasDockerfile tells whether the context has a file of that name, whatever it is.
-func (b *build) hasDockerfile() bool {
+func (b *session) hasDockerfile() bool {
 	for _, name := range []string{defaultDockerfile, strings.ToLower(defaultDockerfile)} {
 		if _, err := b.tree.lstat(name); !errors.Is(err, fs.ErrNotExist) {
 			return true
@@ -94,7 +94,7 @@ func Dockerfile(o Options) ([]byte, *detect.Plan, error) {
 		return nil, nil, fmt.Errorf("open build context: %w", err)
 	}
 	defer tree.Close()
-	r := &build{o: o, tree: tree}
+	r := &session{o: o, tree: tree}
 	if r.undescribed() {
 		plan, err := r.detectPlan()
 		if err != nil {

@@ -10,18 +10,22 @@
 // step's layer depends on.
 //
 // One build: the Dockerfile is read, or written for a context that has none
-// (detected.go, room detect), and parsed (dockerfile.go); what is legal in it and
-// probably not meant is a warning (check.go, room lint). Its stages become a plan (plan.go): which are reachable from the target, in which order,
-// and that they hold nothing we do not do (refuse.go). Then stage by stage, each
-// instruction changes the stage's state (config.go) or is a step (layer.go): its
-// key is looked up in the cache (cache.go) and a hit adds the layer that is there
-// already. On a miss the store gives a new layer; RUN hands it to the Executor
-// (run.go); COPY, ADD and WORKDIR write into it (copy.go, write.go, untar.go)
-// through an overlay of the layers below that is mounted nowhere (view.go), so
-// that links of the image are followed inside the image and nothing is left
-// behind by a crash. The layer is committed to the store, then remembered under
-// its key: a build that is killed leaves nothing but good layers and a directory
-// that the store sweeps.
+// (detected.go, room detect), and parsed (dockerfile.go). Its stages become
+// a plan (plan.go): names are resolved, also to what the caller wants them to mean
+// (contexts.go), the base images are looked up (bases.go) and their triggers put
+// in (onbuild.go), and what the target needs is kept, if it holds nothing we do
+// not do (refuse.go). What is legal in it and probably not meant is a warning
+// (check.go, room lint). The stages run as a graph (graph.go); in each, an instruction
+// changes the stage's state (config.go) or is a step (layer.go): its key is looked
+// up in the cache (cache.go) and a hit, whose layer looks as it did (shape.go), adds
+// the layer that is there already. On a miss room is made (room.go) and the store
+// gives a new layer; RUN hands it to the Executor (run.go); COPY, ADD and WORKDIR
+// write into it (copy.go, write.go, untar.go) through an overlay of the layers below
+// that is mounted nowhere (view.go), so that links of the image are followed inside
+// the image and nothing is left behind by a crash. The layer is committed to the
+// store, then remembered under its key: a build that is killed leaves nothing but
+// good layers and a directory that the store sweeps. When all platforms are built,
+// the image goes to its places (output.go), with statements about it (attest.go).
 //
 // Every path of a context or an image is resolved by the kernel below its root
 // (root.go). The cache knows files by content; the content of a context's file is

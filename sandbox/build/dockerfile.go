@@ -22,10 +22,11 @@ import (
 // dockerfile is a parsed Dockerfile.
 type dockerfile struct {
 	name   string // as given
-	text   []byte
 	stages []instructions.Stage
 	args   []instructions.ArgCommand // before the first FROM
-	lex    *shell.Lex
+	lex    *shell.Lex                // for one goroutine
+	escape rune
+	text   []byte
 	ignore *ignore
 }
 
@@ -108,7 +109,7 @@ func (b *build) load() error {
 
 // readDockerfile reads a file of the context through the context's root, and
 // another one, which only a trusted caller can name, from where it is.
-func (b *build) readDockerfile() ([]byte, *ignore, error) {
+func (b *session) readDockerfile() ([]byte, *ignore, error) {
 	name := b.name()
 	if b.detected != nil {
 		return b.detected.text, b.detected.ignore, nil
@@ -161,7 +162,8 @@ func (d *dockerfile) parse(data []byte) error {
 	if err != nil {
 		return d.syntax(err)
 	}
-	d.lex = shell.NewLex(ast.EscapeToken)
+	d.escape = ast.EscapeToken
+	d.lex = shell.NewLex(d.escape)
 	if d.stages, d.args, err = instructions.Parse(ast.AST, nil); err != nil {
 		return d.syntax(err)
 	}
@@ -210,7 +212,7 @@ func (b *build) readEpoch() error {
 	const name = "SOURCE_DATE_EPOCH"
 	value, ok := b.o.Args[name]
 	if ok {
-		b.takenArgs[name] = true
+		b.takenArgs.add(name)
 	} else if value, ok = b.globals.Get(name); !ok {
 		return nil
 	}

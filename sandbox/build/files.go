@@ -28,22 +28,26 @@ func (r *stageRun) files(ctx context.Context, t transfer) (*files, error) {
 		f.src = r.contextSource()
 	case t.from.stage != nil:
 		f.layers = r.done[t.from.stage].layers
+	case t.from.local != nil:
+		src, err := r.localSource(t.from.local)
+		f.src = src
+		return f, err
 	default:
-		if _, known := r.images[t.from.image]; !known {
-			v := r.out.begin("load image " + t.from.image)
-			_, err := r.image(ctx, t.from.image, v)
-			v.end(err)
-			if err != nil {
-				return nil, err
-			}
+		v := r.out.begin("load image " + t.from.image)
+		img, err := r.baseImage(ctx, baseKey{t.from.image, t.from.platform}, v)
+		v.end(err)
+		if err != nil {
+			return nil, err
 		}
-		f.layers = r.images[t.from.image].Layers
+		f.layers = img.Layers
 	}
 	return f, nil
 }
 
 // contextSource opens the build context, once.
 func (b *build) contextSource() *source {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.context == nil {
 		b.context = &source{
 			root: b.tree, context: true, ignore: b.file.ignore,
@@ -56,7 +60,7 @@ func (b *build) contextSource() *source {
 // key is the key of the files' content. For files in layers, which never
 // change, it is remembered.
 func (f *files) key(ctx context.Context) (string, error) {
-	if f.t.from == nil {
+	if f.src != nil { // a context: it may have changed
 		if err := f.find(ctx); err != nil {
 			return "", err
 		}
@@ -68,12 +72,14 @@ func (f *files) key(ctx context.Context) (string, error) {
 	k.field("exclude", f.t.exclude...)
 	where := k.key()
 	if content, ok := f.cache.content(where); ok {
+		f.noteContent(where, content)
 		return content, nil
 	}
 	if err := f.find(ctx); err != nil {
 		return "", err
 	}
 	content := f.contentKey()
+	f.noteContent(where, content)
 	return content, f.cache.putContent(where, content)
 }
 
@@ -98,6 +104,10 @@ func (f *files) find(ctx context.Context) error {
 			return err
 		}
 		f.src, f.own = &source{root: tree}, true
+	}
+	if f.src.context {
+		f.walking.Lock()
+		defer f.walking.Unlock()
 	}
 	var exclude sieve
 	if len(f.t.exclude) > 0 {

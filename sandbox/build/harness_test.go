@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -48,14 +49,19 @@ type chrootExecutor struct {
 	steps *[]Step
 }
 
+// stepsMu guards what the executors note: stages run at once.
+var stepsMu sync.Mutex
+
 type stepProcess struct {
 	Step
 	Root string
 }
 
 func (e chrootExecutor) Run(ctx context.Context, s Step) (int, error) {
+	stepsMu.Lock()
 	*e.runs++
 	*e.steps = append(*e.steps, s)
+	stepsMu.Unlock()
 	root, err := os.MkdirTemp(e.dir, "root")
 	if err != nil {
 		return 0, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,17 +30,21 @@ func (r *stageRun) step(ctx context.Context, s step) error {
 		s.key.field("epoch", r.epoch.String())
 	}
 	key := s.key.key()
-	rec, hit := r.cached(key)
-	if hit {
-		v.cached()
-	} else {
+	rec, hit := r.cached(ctx, key)
+	if !hit {
 		var err error
-		rec, err = r.make(ctx, key, s, v)
-		v.end(err)
+		rec, hit, err = r.makeOnce(ctx, key, s, v)
 		if err != nil {
+			v.end(err)
 			return err
 		}
 	}
+	if hit {
+		v.cached()
+	} else {
+		v.end(nil)
+	}
+	r.cache.touch(key)
 	if rec.Layer != "" {
 		r.layers = append(r.layers, rec.Layer)
 		r.created = rec.Created
@@ -48,16 +53,44 @@ func (r *stageRun) step(ctx context.Context, s step) error {
 	return nil
 }
 
-// cached looks a step up. A layer that was pruned is a miss.
-func (r *stageRun) cached(key string) (record, bool) {
-	if r.o.NoCache {
+// cached looks a step up, and keeps what it finds from being evicted. A layer
+// that is gone, or is not what it was, is a miss.
+func (r *stageRun) cached(ctx context.Context, key string) (record, bool) {
+	r.evicting.RLock()
+	defer r.evicting.RUnlock()
+	if r.fresh && !r.madeNow(key) {
 		return record{}, false
 	}
 	rec, ok := r.cache.step(key)
-	if !ok || rec.Layer != "" && !r.store.HasLayer(rec.Layer) {
+	if !ok {
 		return record{}, false
 	}
+	if err := r.whole(ctx, key, rec); err != nil {
+		if !errors.Is(err, image.ErrLayerNotFound) || strings.Contains(err.Error(), "damaged") {
+			r.out.warn(fmt.Sprintf("build cache: %v; the step is done again", err))
+		}
+		return record{}, false
+	}
+	r.noteUse(key, rec)
 	return rec, true
+}
+
+// makeOnce makes a step unless somebody else makes it, in this process or
+// another: then it waits, and finds it.
+func (r *stageRun) makeOnce(ctx context.Context, key string, s step, v *vertex) (rec record, hit bool, err error) {
+	unlock, err := r.cache.lock(ctx, key)
+	if err != nil {
+		return rec, false, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	if rec, hit = r.cached(ctx, key); hit {
+		return rec, true, nil
+	}
+	if err := r.makeRoom(ctx); err != nil {
+		return rec, false, err
+	}
+	rec, err = r.make(ctx, key, s, v)
+	return rec, false, err
 }
 
 // make runs a step and remembers its layer. A step that changed nothing has
@@ -82,16 +115,26 @@ func (r *stageRun) make(ctx context.Context, key string, s step, v *vertex) (rec
 	if err := context.Cause(ctx); err != nil {
 		return rec, err
 	}
-	rec.Created = time.Now().UTC().Truncate(time.Second)
+	rec.Created, rec.Text = time.Now().UTC().Truncate(time.Second), s.text
 	empty, err := r.finish(l.Upper, before)
 	if err != nil {
 		return rec, err
 	}
+	r.evicting.RLock() // between the layer and its record, nobody knows whose it is
+	defer r.evicting.RUnlock()
 	if !empty {
 		if rec.Layer, err = r.store.Commit(ctx, l); err != nil {
 			return rec, err
 		}
+		dir, err := r.store.LayerDir(rec.Layer)
+		if err != nil {
+			return rec, err
+		}
+		if rec.Shape, rec.Disk, err = shapeOf(dir); err != nil {
+			return rec, err
+		}
 	}
+	r.noteUse(key, rec)
 	return rec, r.cache.putStep(key, rec)
 }
 

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -16,9 +17,14 @@ type stage struct {
 	name  string // "" when it is the only one
 	def   *instructions.Stage
 	base  *stage // FROM an earlier stage
-	image string // FROM an image; neither: from scratch
+	image string // FROM an image
+	local *local // FROM a directory; none of the three: from scratch
 	from  map[use]origin
 	total int // parts that are counted in the progress
+
+	platform target
+	triggers int  // how many of the commands come from ONBUILD
+	loaded   bool // what it is FROM is known, and its triggers are in
 }
 
 // use is where a stage takes files from somewhere else than the context: a
@@ -36,10 +42,13 @@ func (u use) flag() string {
 	return "COPY --from"
 }
 
-// origin is what a use means: a stage or an image.
+// origin is what a use means: a stage, an image, or a directory. An image is
+// that of a platform.
 type origin struct {
-	stage *stage
-	image string
+	stage    *stage
+	image    string
+	platform target
+	local    *local
 }
 
 // plan is what has to be done, in order.
@@ -51,8 +60,9 @@ type plan struct {
 // scratch is the FROM of an image without anything below.
 const scratch = "scratch"
 
-// plan resolves the names of stages and keeps what the target needs.
-func (b *build) plan() (*plan, error) {
+// plan resolves the names of stages and keeps what the target needs. Base images
+// can add commands to the stages FROM them, and so further stages.
+func (b *build) plan(ctx context.Context) (*plan, error) {
 	var all []*stage
 	for i := range b.file.stages {
 		st, err := b.newStage(i, all)
@@ -70,8 +80,18 @@ func (b *build) plan() (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	need := map[*stage]bool{}
-	reach(target, need)
+	var need map[*stage]bool
+	for {
+		need = map[*stage]bool{}
+		reach(target, need)
+		more, err := b.loadBases(ctx, all, need)
+		if err != nil {
+			return nil, err
+		}
+		if !more {
+			break
+		}
+	}
 	p := &plan{target: target}
 	for _, st := range all {
 		if !need[st] {
@@ -87,7 +107,7 @@ func (b *build) plan() (*plan, error) {
 
 func (b *build) newStage(i int, earlier []*stage) (*stage, error) {
 	def := &b.file.stages[i]
-	st := &stage{index: i, name: def.Name, def: def, from: map[use]origin{}}
+	st := &stage{index: i, name: def.Name, def: def, from: map[use]origin{}, platform: b.platform}
 	if st.name == "" && len(b.file.stages) > 1 {
 		st.name = fmt.Sprintf("stage-%d", i)
 	}
@@ -98,22 +118,45 @@ func (b *build) newStage(i int, earlier []*stage) (*stage, error) {
 	if base == "" {
 		return nil, fmt.Errorf("base name (%s) should not be blank", def.BaseName)
 	}
-	if st.base = byName(earlier, base); st.base == nil && base != scratch {
-		st.image = base
+	if err := b.readPlatform(st); err != nil {
+		return nil, err
+	}
+	o, shadowed := b.namedContext(def.Name)
+	switch {
+	case shadowed: // the whole stage is somewhere else
+		def.Commands = nil
+	default:
+		if st.base = byName(earlier, base); st.base != nil {
+			st.platform = st.base.platform
+		} else if o, shadowed = b.namedContext(base); !shadowed && base != scratch {
+			o.image = base
+		}
+	}
+	st.image, st.local = o.image, o.local
+	if st.image == "" && st.base == nil {
+		st.platform = b.platform // scratch is for whatever is built
+	}
+	st.countParts()
+	return st, nil
+}
+
+// countParts counts what the progress shows of a stage.
+func (st *stage) countParts() {
+	st.total = 0
+	if st.image != "" || st.local != nil {
 		st.total = 1
 	}
-	for _, cmd := range def.Commands {
+	for _, cmd := range st.def.Commands {
 		switch cmd.(type) {
 		case *instructions.RunCommand, *instructions.CopyCommand, *instructions.AddCommand, *instructions.WorkdirCommand:
 			st.total++
 		}
 	}
-	return st, b.checkPlatform(def.Platform)
 }
 
-// checkPlatform refuses all platforms but this machine's: the rest needs an
-// emulator.
-func (b *build) checkPlatform(word string) error {
+// readPlatform is FROM --platform.
+func (b *build) readPlatform(st *stage) error {
+	word := st.def.Platform
 	if word == "" {
 		return nil
 	}
@@ -124,8 +167,8 @@ func (b *build) checkPlatform(word string) error {
 	if value == "" {
 		return fmt.Errorf("empty platform value from expression %s", word)
 	}
-	if value != platform() && !(value == "linux/arm64/v8" && platform() == "linux/arm64") {
-		return fmt.Errorf("FROM --platform=%s: this machine builds for %s only", value, platform())
+	if st.platform, err = parseTarget(value); err != nil {
+		return fmt.Errorf("FROM --platform=%s: %w", value, err)
 	}
 	return nil
 }
@@ -162,6 +205,9 @@ func named(cmd instructions.Command) map[use]string {
 func (b *build) resolveFrom(st *stage, all []*stage) error {
 	for _, cmd := range st.def.Commands {
 		for u, name := range named(cmd) {
+			if _, known := st.from[u]; known {
+				continue
+			}
 			o, err := b.origin(name, all)
 			if err != nil {
 				return b.file.at(cmd.Location(), fmt.Errorf("%s%w", u.flag(), err))
@@ -190,7 +236,14 @@ func (b *build) origin(name string, all []*stage) (origin, error) {
 	if st := byName(all, name); st != nil {
 		return origin{stage: st}, nil
 	}
-	return origin{image: name}, nil
+	if o, ok := b.namedContext(name); ok {
+		if o.image == "" && o.local == nil {
+			return origin{}, fmt.Errorf("=%s: there is nothing in scratch", name)
+		}
+		o.platform = b.platform
+		return o, nil
+	}
+	return origin{image: name, platform: b.platform}, nil
 }
 
 func (b *build) findTarget(all []*stage) (*stage, error) {
@@ -222,7 +275,11 @@ func reach(st *stage, need map[*stage]bool) {
 // anything of the build has run.
 func (b *build) check(st *stage) error {
 	for _, cmd := range st.def.Commands {
-		if err := refuse(cmd); err != nil {
+		err := refuse(cmd)
+		if _, ok := cmd.(*instructions.RunCommand); ok && err == nil {
+			err = st.platform.runnable()
+		}
+		if err != nil {
 			return b.file.at(cmd.Location(), err)
 		}
 		for u, name := range named(cmd) {

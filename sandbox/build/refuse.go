@@ -25,11 +25,9 @@ func refuse(cmd instructions.Command) error {
 		return refuseRemote("COPY", c.SourcePaths)
 	case *instructions.AddCommand:
 		return refuseAdd(c)
-	case *instructions.OnbuildCommand:
-		return errors.New("ONBUILD is not supported")
 	case *instructions.ArgCommand, *instructions.CmdCommand, *instructions.EntrypointCommand, *instructions.EnvCommand,
 		*instructions.ExposeCommand, *instructions.HealthCheckCommand, *instructions.LabelCommand,
-		*instructions.MaintainerCommand, *instructions.ShellCommand, *instructions.StopSignalCommand,
+		*instructions.MaintainerCommand, *instructions.OnbuildCommand, *instructions.ShellCommand, *instructions.StopSignalCommand,
 		*instructions.UserCommand, *instructions.VolumeCommand, *instructions.WorkdirCommand:
 		return nil
 	}

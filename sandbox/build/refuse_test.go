@@ -45,7 +45,7 @@ var fieldFate = map[string]string{
 	"LabelCommand.Labels.Key": "done", "LabelCommand.Labels.Value": "done", "LabelCommand.Labels.NoDelim": "done",
 	"LabelCommand.noExpand": "done", // by Expand
 
-	"MaintainerCommand.Maintainer": "done", "OnbuildCommand.Expression": "ONBUILD RUN x",
+	"MaintainerCommand.Maintainer": "done", "OnbuildCommand.Expression": "done",
 
 	"RunCommand.ShellDependantCmdLine.CmdLine": "done", "RunCommand.ShellDependantCmdLine.PrependShell": "done",
 	"RunCommand.ShellDependantCmdLine.Files.Name": "done", "RunCommand.ShellDependantCmdLine.Files.Data": "done",
@@ -136,7 +136,7 @@ func TestRefused(t *testing.T) {
 	w := newWorld(t)
 	for _, line := range []string{
 		"ADD --keep-git-dir=true a /b", "ADD --checksum=sha256:aa http://x/y /b", "ADD http://x/y /b", "ADD git@github.com:a/b.git /b",
-		"ADD https://github.com/a/b.git /b", "COPY --parents a /b", "COPY http://x/y /b", "ONBUILD RUN x", "RUN --mount=type=bind,target=/x x",
+		"ADD https://github.com/a/b.git /b", "COPY --parents a /b", "COPY http://x/y /b", "RUN --mount=type=bind,target=/x x",
 		"RUN --mount=type=secret,id=x x", "RUN --security=insecure x", "RUN --network=host x", "RUN --device=x x",
 	} {
 		dir := w.context(map[string]string{"Dockerfile": "FROM base\nRUN touch /ran\n" + line + "\n"})
@@ -155,23 +155,6 @@ func TestRefused(t *testing.T) {
 	}
 	dir := w.context(map[string]string{"Dockerfile": "FROM base\nARG U\nADD $U /b\n"})
 	if _, _, err := w.build(Options{Context: dir, Args: map[string]string{"U": "https://x/y"}}); err == nil || !strings.Contains(err.Error(), "Dockerfile:3: ADD of a remote source") {
-		t.Error(err)
-	}
-}
-
-func TestOnbuildOfBase(t *testing.T) {
-	w := newWorld(t)
-	img, err := w.store.Get("base")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := img.Config
-	cfg.Config.OnBuild = []string{"RUN x"}
-	if _, err := w.store.Put(t.Context(), cfg, img.Layers, "trigger"); err != nil {
-		t.Fatal(err)
-	}
-	dir := w.context(map[string]string{"Dockerfile": "FROM trigger\n"})
-	if _, _, err := w.build(Options{Context: dir}); err == nil || !strings.Contains(err.Error(), "Dockerfile:1: image trigger has ONBUILD") {
 		t.Error(err)
 	}
 }

@@ -16,6 +16,8 @@ type reporter struct {
 	send  func(progress.Event)
 	plain *progress.Plain // nil: nobody reads lines
 	count int
+
+	warned map[string]bool
 }
 
 func newReporter(o Options) *reporter {
@@ -43,7 +45,19 @@ func (r *reporter) tell(e progress.Event) {
 	}
 }
 
-func (r *reporter) warn(msg string) { r.tell(progress.Event{Kind: progress.Warning, Text: msg}) }
+// warn says something once, though it may hold for several platforms.
+func (r *reporter) warn(msg string) {
+	r.mu.Lock()
+	again := r.warned[msg]
+	if r.warned == nil {
+		r.warned = map[string]bool{}
+	}
+	r.warned[msg] = true
+	r.mu.Unlock()
+	if !again {
+		r.tell(progress.Event{Kind: progress.Warning, Text: msg})
+	}
+}
 
 // planned says how many parts there are going to be: those of the stages, and
 // one each for the Dockerfile and the export.
@@ -169,7 +183,7 @@ func (v *vertex) end(err error) {
 	switch {
 	case err == nil:
 		v.tell(progress.Done, "")
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, context.Canceled), errors.Is(err, errCanceled):
 		v.tell(progress.Canceled, "")
 	default:
 		v.tell(progress.Failed, err.Error())

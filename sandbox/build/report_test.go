@@ -105,6 +105,8 @@ func TestEvents(t *testing.T) {
 	}
 	want := `begin [internal] load build definition from Dockerfile
 done
+begin [internal] load metadata for base
+done
 warning
 begin [a 1/2] FROM base
 done

@@ -38,7 +38,12 @@ func (r *stageRun) runCommand(ctx context.Context, c *instructions.RunCommand) e
 			if err := putScript(l.Upper, script); err != nil {
 				return err
 			}
+			free, err := r.slot(ctx)
+			if err != nil {
+				return err
+			}
 			code, err := r.exec.Run(ctx, s)
+			free()
 			tail := v.rest()
 			if ctx.Err() != nil {
 				return errors.Join(context.Cause(ctx), err)

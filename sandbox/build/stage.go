@@ -2,14 +2,12 @@ package build
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"path"
-	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -33,26 +31,33 @@ type stageRun struct {
 	*build
 	*state
 	st     *stage
-	count  int  // parts shown so far
-	cmdSet bool // CMD was given in this stage, so ENTRYPOINT leaves it
+	file   *dockerfile // with words of its own
+	count  int         // parts shown so far
+	cmdSet bool        // CMD was given in this stage, so ENTRYPOINT leaves it
+
+	trigger bool // the instruction comes from an ONBUILD
+	fresh   bool // nothing is taken from the cache
 }
 
 // stage builds one stage; those it needs are done.
 func (b *build) stage(ctx context.Context, st *stage) error {
-	r := &stageRun{build: b, st: st}
+	file := *b.file
+	file.lex = shell.NewLex(file.escape)
+	r := &stageRun{build: b, st: st, file: &file, fresh: b.o.fresh(st)}
 	var err error
 	if r.state, err = r.begin(ctx); err != nil {
 		return b.file.at(st.def.Location, err)
 	}
-	for _, cmd := range st.def.Commands {
+	for i, cmd := range st.def.Commands {
 		if err := context.Cause(ctx); err != nil {
 			return b.file.at(cmd.Location(), err)
 		}
+		r.trigger = i < st.triggers
 		if err := r.do(ctx, cmd); err != nil {
 			return b.file.at(cmd.Location(), err)
 		}
 	}
-	b.done[st] = r.state
+	*b.done[st] = *r.state
 	return nil
 }
 
@@ -60,15 +65,25 @@ func (b *build) stage(ctx context.Context, st *stage) error {
 func (r *stageRun) begin(ctx context.Context) (*state, error) {
 	switch {
 	case r.st.base != nil:
-		return r.done[r.st.base].clone(), nil
+		s := r.done[r.st.base].clone()
+		s.config.Config.OnBuild = nil
+		return s, nil
 	case r.st.image == "":
-		s := &state{config: image.Config{OS: "linux", Architecture: runtime.GOARCH, Variant: variant()}}
+		t := r.st.platform
+		s := &state{config: image.Config{OS: t.os, Architecture: t.arch, Variant: t.variant}}
 		s.config.Config.WorkingDir = "/"
 		s.setEnv("PATH", defaultPath)
-		return s, nil
+		if r.st.local == nil {
+			return s, nil
+		}
+		r.state = s
+		return s, r.transfer(ctx, transfer{
+			name: "FROM", text: r.st.local.name, from: &origin{local: r.st.local},
+			params: instructions.SourcesAndDest{SourcePaths: []string{"/"}, DestPath: "/"},
+		})
 	}
-	v := r.out.begin(r.title("FROM " + r.st.image))
-	img, err := r.image(ctx, r.st.image, v)
+	v := r.out.begin(r.title(r.from()))
+	img, err := r.baseImage(ctx, baseKey{r.st.image, r.st.platform}, v)
 	v.end(err)
 	if err != nil {
 		return nil, err
@@ -78,6 +93,7 @@ func (r *stageRun) begin(ctx context.Context) (*state, error) {
 	if s.config.Created != nil {
 		s.created = *s.config.Created
 	}
+	s.config.Config.OnBuild = nil
 	if dir := s.config.Config.WorkingDir; dir != "" {
 		s.config.Config.WorkingDir = path.Join("/", dir)
 	}
@@ -88,30 +104,12 @@ func (r *stageRun) begin(ctx context.Context) (*state, error) {
 	return s, nil
 }
 
-// image finds an image in the store, or pulls it.
-func (b *build) image(ctx context.Context, ref string, out io.Writer) (image.Image, error) {
-	if img, ok := b.images[ref]; ok {
-		return img, nil
+// from is FROM as it is shown.
+func (r *stageRun) from() string {
+	if r.st.platform == r.build.platform {
+		return "FROM " + r.st.image
 	}
-	img, err := b.store.Get(ref)
-	if errors.Is(err, image.ErrNotFound) {
-		img, err = b.store.Pull(ctx, ref, image.PullOptions{Out: out})
-	}
-	if near := b.file.near(ref); err != nil && near != "" {
-		return image.Image{}, fmt.Errorf("%w%s", err, near)
-	}
-	if err != nil {
-		return image.Image{}, err
-	}
-	c := img.Config
-	if c.OS != "" && c.OS != "linux" || c.Architecture != "" && c.Architecture != runtime.GOARCH {
-		return image.Image{}, fmt.Errorf("image %s is for %s/%s; this machine runs %s only", ref, c.OS, c.Architecture, platform())
-	}
-	if len(c.Config.OnBuild) > 0 {
-		return image.Image{}, fmt.Errorf("image %s has ONBUILD instructions, which are not supported: %q", ref, c.Config.OnBuild)
-	}
-	b.images[ref] = img
-	return img, nil
+	return fmt.Sprintf("FROM --platform=%s %s", r.st.platform, r.st.image)
 }
 
 // clone copies all that instructions change.
@@ -151,12 +149,18 @@ func (s *state) setEnv(name, value string) {
 // title is how a part is shown: "[build 2/4] RUN make".
 func (r *stageRun) title(text string) string {
 	r.count++
-	total := strconv.Itoa(r.st.total)
-	text = fmt.Sprintf("%*d/%s] %s", len(total), r.count, total, text)
-	if r.st.name == "" {
-		return "[" + text
+	if r.trigger {
+		text = "ONBUILD " + text
 	}
-	return "[" + r.st.name + " " + text
+	name := r.st.name
+	if r.several {
+		name = strings.TrimSpace(r.st.platform.String() + " " + name)
+	}
+	if name != "" {
+		name += " "
+	}
+	total := strconv.Itoa(r.st.total)
+	return fmt.Sprintf("[%s%*d/%s] %s", name, len(total), r.count, total, text)
 }
 
 // history notes an instruction. Values of ARGs are not in it: BuildKit puts

@@ -2,10 +2,10 @@ package build
 
 import (
 	"maps"
-	"runtime"
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 )
 
 // vars are variables in the order in which they were first set.
@@ -64,7 +64,7 @@ func (b *build) proxies(env vars) []string {
 	given := map[string]string{}
 	for _, name := range slices.Sorted(maps.Keys(b.o.Args)) {
 		if isProxy(name) { // given in both spellings, the lower one counts
-			b.takenArgs[name] = true
+			b.takenArgs.add(name)
 			given[strings.ToUpper(name)] = b.o.Args[name]
 		}
 	}
@@ -93,21 +93,24 @@ func (b *build) hostname() string {
 	return "build"
 }
 
-// variant is the second half of an architecture's name in OCI platforms.
-func variant() string {
-	if runtime.GOARCH == "arm" {
-		return "v7"
-	}
-	return ""
+// nameSet is a set of names that several goroutines add to.
+type nameSet struct {
+	mu   sync.Mutex
+	list []string
 }
 
-// platform is the one we build on and for: there is no other.
-func platform() string {
-	p := "linux/" + runtime.GOARCH
-	if v := variant(); v != "" {
-		p += "/" + v
+func (s *nameSet) add(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !slices.Contains(s.list, name) {
+		s.list = append(s.list, name)
 	}
-	return p
+}
+
+func (s *nameSet) has(name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Contains(s.list, name)
 }
 
 // globalArgs are the variables of FROM: those of the platform, and the ARGs
@@ -143,12 +146,13 @@ func (b *build) platformArgs() []string {
 	if target == "" {
 		target = "default"
 	}
+	here := native()
 	var list []string
 	for _, kv := range [][2]string{
-		{"BUILDPLATFORM", platform()}, {"BUILDOS", "linux"}, {"BUILDOSVERSION", ""},
-		{"BUILDARCH", runtime.GOARCH}, {"BUILDVARIANT", variant()},
-		{"TARGETPLATFORM", platform()}, {"TARGETOS", "linux"}, {"TARGETOSVERSION", ""},
-		{"TARGETARCH", runtime.GOARCH}, {"TARGETVARIANT", variant()}, {"TARGETSTAGE", target},
+		{"BUILDPLATFORM", here.String()}, {"BUILDOS", here.os}, {"BUILDOSVERSION", ""},
+		{"BUILDARCH", here.arch}, {"BUILDVARIANT", here.variant},
+		{"TARGETPLATFORM", b.platform.String()}, {"TARGETOS", b.platform.os}, {"TARGETOSVERSION", ""},
+		{"TARGETARCH", b.platform.arch}, {"TARGETVARIANT", b.platform.variant}, {"TARGETSTAGE", target},
 	} {
 		if value, ok := b.buildArg(kv[0]); ok {
 			kv[1] = value
@@ -162,16 +166,16 @@ func (b *build) platformArgs() []string {
 func (b *build) buildArg(name string) (string, bool) {
 	value, ok := b.o.Args[name]
 	if ok {
-		b.takenArgs[name] = true
+		b.takenArgs.add(name)
 	}
 	return value, ok
 }
 
 // warnUnused names the build arguments that nothing asked for: often a typo.
-func (b *build) warnUnused() {
+func (b *session) warnUnused() {
 	var names []string
 	for name := range b.o.Args {
-		if !b.takenArgs[name] && !isProxy(name) && !strings.HasPrefix(name, "BUILDKIT_") {
+		if !b.takenArgs.has(name) && !isProxy(name) && !strings.HasPrefix(name, "BUILDKIT_") {
 			names = append(names, name)
 		}
 	}

@@ -76,7 +76,7 @@ func TestScopes(t *testing.T) {
 		{name: "target stage", file: "FROM base AS Mine\nARG TARGETSTAGE\nLABEL o=$TARGETSTAGE", config: out, equals: `"mine"`},
 		{name: "target stage by option", file: "FROM base AS mine\nARG TARGETSTAGE\nLABEL o=$TARGETSTAGE\nFROM base", opts: Options{Target: "mine"}, config: out, equals: `"mine"`},
 		{name: "target stage without name", file: "FROM base\nARG TARGETSTAGE\nLABEL o=$TARGETSTAGE", config: out, equals: `"default"`},
-		{name: "platform", file: "FROM --platform=${TARGETPLATFORM} base\nARG BUILDPLATFORM TARGETPLATFORM\nLABEL o=$BUILDPLATFORM-$TARGETPLATFORM", config: out, equals: fmt.Sprintf("%q", platform()+"-"+platform())},
+		{name: "platform", file: "FROM --platform=${TARGETPLATFORM} base\nARG BUILDPLATFORM TARGETPLATFORM\nLABEL o=$BUILDPLATFORM-$TARGETPLATFORM", config: out, equals: fmt.Sprintf("%q", native().String()+"-"+native().String())},
 		{name: "platform redefined", file: "ARG TARGETARCH=x\nFROM base\nARG TARGETARCH\nLABEL o=$TARGETARCH", config: out, equals: `"x"`},
 		{name: "in RUN", file: "FROM base\nARG A=1\nENV E=$A\nARG N\nRUN echo $A$E${N-none} >/o", want: map[string]string{"o": "f 644 0:0 11none\n"}},
 		{name: "ENV wins in RUN", file: "FROM base\nARG A=1\nENV A=2\nRUN echo $A >/o", want: map[string]string{"o": "f 644 0:0 2\n"}},

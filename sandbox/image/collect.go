@@ -24,12 +24,16 @@ type collector struct {
 	used     map[string]bool // hex digests that images refer to
 	doomed   map[string]bool // those that a removed image referred to: no grace
 	heldFrom time.Time       // what was used later is held; zero: no hold
+	exact    bool            // the doomed are what a Drop names, by times of this machine's own
 	now      time.Time
 }
 
 func (c *collector) mayGo(hex string, used time.Time) bool {
 	// A clock that was set back a little must not end a hold.
-	const slack = time.Minute
+	slack := time.Minute
+	if c.exact && c.doomed[hex] {
+		slack = 0
+	}
 	if c.used[hex] || !c.heldFrom.IsZero() && used.After(c.heldFrom.Add(-slack)) {
 		return false
 	}
@@ -39,12 +43,17 @@ func (c *collector) mayGo(hex string, used time.Time) bool {
 // collect removes layers and blobs that nothing refers to. Under the lock they
 // are only moved into a workspace; deleting comes after.
 func (s *Store) collect(ctx context.Context, doomed []record) (freed int64, err error) {
+	return s.collectFor(ctx, doomed, nil)
+}
+
+// collectFor collects for the owner of a hold, whose own it is no obstacle to.
+func (s *Store) collectFor(ctx context.Context, doomed []record, own *Hold) (freed int64, err error) {
 	w, err := s.newWorkspace()
 	if err != nil {
 		return 0, err
 	}
 	err = s.locked(unix.LOCK_EX, func() error {
-		c, err := s.newCollector(doomed)
+		c, err := s.newCollector(doomed, own)
 		if err != nil {
 			return err
 		}
@@ -64,10 +73,10 @@ func (s *Store) collect(ctx context.Context, doomed []record) (freed int64, err 
 	return freed, errors.Join(err, w.remove())
 }
 
-func (s *Store) newCollector(doomed []record) (*collector, error) {
-	c := &collector{used: map[string]bool{}, doomed: map[string]bool{}, now: time.Now()}
+func (s *Store) newCollector(doomed []record, own *Hold) (*collector, error) {
+	c := &collector{used: map[string]bool{}, doomed: map[string]bool{}, now: time.Now(), exact: own != nil}
 	var err error
-	if c.heldFrom, err = s.liveLeases(); err != nil {
+	if c.heldFrom, err = s.liveLeases(own); err != nil {
 		return nil, err
 	}
 	records, err := s.readRecords()

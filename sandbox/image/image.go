@@ -1,6 +1,7 @@
 package image
 
 import (
+	"encoding/json"
 	"errors"
 	"time"
 
@@ -34,6 +35,9 @@ type Config struct {
 	OS           string     `json:"os"` // GOOS
 	OSVersion    string     `json:"os.version,omitempty"`
 	OSFeatures   []string   `json:"os.features,omitempty"`
+	// BuildCache is what a build has left for others to go on from: inline, or in
+	// an image that is nothing but that.
+	BuildCache json.RawMessage `json:"naru.buildcache.v1,omitempty"`
 	// Config says how to run a container of the image.
 	Config RunConfig `json:"config"`
 	// RootFS lists the diff ids of the layers, bottom first. Put fills it.

@@ -173,7 +173,7 @@ func (s *Store) layerInfo(diffID digest.Digest) (layerInfo, error) {
 		return info, errors.Join(err, missing)
 	}
 	if err := json.Unmarshal(data, &info); err != nil {
-		return info, fmt.Errorf("read layer %s: %w", diffID, err)
+		return info, errors.Join(fmt.Errorf("read layer: %w", err), missing) // a damaged one can be made or fetched again
 	}
 	return info, nil
 }

@@ -37,6 +37,9 @@ func (l *layout) index(name string) error {
 		return fmt.Errorf("read %s: %w", name, err)
 	}
 	for _, desc := range index.Manifests {
+		if l.archive.ref != "" && !isRef(desc, l.archive.ref) {
+			continue
+		}
 		if err := l.descriptor(desc, annotatedNames(desc.Annotations), 0); err != nil {
 			return err
 		}
@@ -158,6 +161,27 @@ func annotatedNames(a map[string]string) []string {
 		return nil
 	}
 	return []string{name}
+}
+
+// isRef tells whether an entry of an index is what a tag, a name or a digest
+// means.
+func isRef(desc ocispec.Descriptor, ref string) bool {
+	if desc.Digest.String() == ref {
+		return true
+	}
+	for _, key := range []string{ocispec.AnnotationRefName, nameAnnotation} {
+		name := desc.Annotations[key]
+		if name == "" {
+			continue
+		}
+		if name == ref {
+			return true
+		}
+		if parsed, err := parseName(name); err == nil && strings.ContainsAny(name, ":/") && parsed.tag == ref {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *source) addNames(names ...string) {

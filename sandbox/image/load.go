@@ -34,6 +34,9 @@ type LoadOptions struct {
 	// Platform chooses from indexes: "os/arch" or "os/arch/variant"; empty:
 	// this machine's, or the only one there is.
 	Platform string
+	// Ref loads the one image of an OCI layout that has this tag, name or
+	// digest there, and gives it no name; empty: all images, with their names.
+	Ref string
 }
 
 // LoadDir reads the images of an OCI layout, or an unpacked docker archive, in
@@ -56,7 +59,7 @@ func (s *Store) load(ctx context.Context, o LoadOptions, stage func(*archive) er
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, w.remove()) }()
-	a := &archive{dir: w, want: want, insisted: o.Platform != "", files: map[string]string{}, links: map[string]string{}}
+	a := &archive{dir: w, want: want, insisted: o.Platform != "", ref: o.Ref, files: map[string]string{}, links: map[string]string{}}
 	if err := stage(a); err != nil {
 		return nil, fmt.Errorf("read archive: %w", err)
 	}
@@ -66,6 +69,9 @@ func (s *Store) load(ctx context.Context, o LoadOptions, stage func(*archive) er
 		return nil, fmt.Errorf("read archive: %w", err)
 	}
 	for _, src := range sources {
+		if o.Ref != "" {
+			src.names = nil
+		}
 		if err := checkPlatform(src.config, want, o.Platform != "", newProgress(nil, nil)); err != nil {
 			return nil, err
 		}
@@ -85,6 +91,7 @@ type archive struct {
 	dir      *workspace
 	want     platform
 	insisted bool              // on want
+	ref      string            // the one image that is wanted; empty: all
 	files    map[string]string // cleaned name → file on disk
 	links    map[string]string // cleaned name → cleaned name; docker links equal layers
 }
@@ -223,8 +230,11 @@ func (a *archive) sources() ([]source, error) {
 		}
 		sources = l.sources
 	}
-	if isDocker {
+	if isDocker && (a.ref == "" || !isOCI) {
 		return a.dockerSources(sources)
+	}
+	if len(sources) == 0 && a.ref != "" {
+		return nil, fmt.Errorf("it has no image %s for %s", a.ref, a.want)
 	}
 	if len(sources) == 0 {
 		return nil, fmt.Errorf("it has no image for %s", a.want)

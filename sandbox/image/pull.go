@@ -27,6 +27,8 @@ type PullOptions struct {
 	Insecure bool
 	// Platform is "os/arch" or "os/arch/variant"; empty: this machine's.
 	Platform string
+	// Unnamed gives the image no name, so that the one of another platform keeps it.
+	Unnamed bool
 }
 
 // Pull fetches an image from its registry and gives it the name ref, which may
@@ -65,8 +67,10 @@ func (s *Store) pull(ctx context.Context, ref string, o PullOptions) (Image, err
 	if err := checkPlatform(src.config, want, o.Platform != "", out); err != nil {
 		return Image{}, err
 	}
-	src.names = []string{parsed.short()}
-	src.digests = []string{parsed.withDigest(top).short()}
+	if !o.Unnamed {
+		src.names = []string{parsed.short()}
+		src.digests = []string{parsed.withDigest(top).short()}
+	}
 	before, _ := s.Get(parsed.short())
 	img, err := s.ingest(ctx, src, out)
 	if err != nil {

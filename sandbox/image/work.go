@@ -133,7 +133,7 @@ func (s *Store) deadWorkspaces() (dead []*workspace, err error) {
 			}
 			dead = append(dead, &workspace{dir: dir, lock: lock})
 		}
-		_, err = s.liveLeases()
+		_, err = s.liveLeases(nil)
 		return err
 	})
 	return dead, err
@@ -177,14 +177,17 @@ func (h *Hold) Release() error {
 }
 
 // liveLeases removes dead leases and gives the time at which the oldest
-// living one was taken; the zero time if there is none. The store is locked exclusively.
-func (s *Store) liveLeases() (oldest time.Time, err error) {
+// living one but own was taken; the zero time if there is none. The store is locked exclusively.
+func (s *Store) liveLeases(own *Hold) (oldest time.Time, err error) {
 	entries, err := os.ReadDir(s.path("leases"))
 	if err != nil {
 		return oldest, err
 	}
 	for _, e := range entries {
 		path := s.path("leases", e.Name())
+		if own != nil && own.file != nil && path == own.file.Name() {
+			continue
+		}
 		f, err := os.OpenFile(path, os.O_RDWR, 0)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
