@@ -16,7 +16,7 @@ import (
 
 func imageCommand(env *Env) *cobra.Command {
 	return group("image", "Manage images",
-		imageList(env), imageHistory(env), imageImport(env), imageLoad(env), imageSave(env), imagePull(env), imagePush(env),
+		buildCommand(env), imageList(env), imageHistory(env), imageImport(env), imageLoad(env), imageSave(env), imagePull(env), imagePush(env),
 		imageRemove(env), imageInspect(env), imageTag(env), imagePrune(env))
 }
 

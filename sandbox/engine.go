@@ -181,6 +181,12 @@ func (e *Engine) hasContainer(img image.Image) bool {
 	return err != nil || slices.ContainsFunc(records, func(r *record) bool { return r.ImageID == img.ID.String() })
 }
 
+// CheckBuild returns what BuildKit's rules find in a Dockerfile (build.Check),
+// without building.
+func (e *Engine) CheckBuild(ctx context.Context, o build.Options) ([]build.Warning, error) {
+	return build.New(e.images, stepRunner{e}, filepath.Join(e.root, "build")).Check(ctx, o)
+}
+
 // Features probes what this machine, with the file system that holds Root, can
 // do for containers.
 func (e *Engine) Features() runtime.Report {

@@ -83,8 +83,12 @@ func (b *Builder) Build(ctx context.Context, r pipeline.BuildRequest) (digest st
 		return "", fmt.Errorf("build image of %s: %w", r.App, err)
 	}
 	limits := b.limits.with(r.Build)
+	file := r.Build.Dockerfile
+	if file == "Dockerfile" {
+		file = "" // nobody chose it: a tree without one gets one written
+	}
 	img, err := b.engine.Build(ctx, build.Options{
-		Context: dir, Dockerfile: r.Build.Dockerfile, Target: r.Build.Target, Args: maps.Clone(r.Build.Args),
+		Context: dir, Dockerfile: file, Detect: true, Target: r.Build.Target, Args: maps.Clone(r.Build.Args),
 		Labels: map[string]string{LabelApp: r.App},
 		Tags:   []string{Name(r.App, r.Commit.Hash)},
 		Out:    r.Log, Network: limits.Network, Owner: r.App, Secrets: secrets,
@@ -113,10 +117,13 @@ func (b *Builder) secrets(names []string) (map[string][]byte, error) {
 	return values, nil
 }
 
-// withTail adds the last lines that a failed step wrote, for those who see the
-// error and not the log.
+// withTail adds why a failed step failed, if that is known, and the last lines
+// that it wrote, for those who see the error and not the log.
 func withTail(err error) error {
 	step, ok := errors.AsType[*build.StepError](err)
+	if ok && step.Hint != "" {
+		err = fmt.Errorf("%w (%s)", err, step.Hint)
+	}
 	if !ok || len(step.Tail) == 0 {
 		return err
 	}

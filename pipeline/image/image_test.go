@@ -97,6 +97,29 @@ func TestBuildMakesANamedImage(t *testing.T) {
 	}
 }
 
+// TestATreeWithoutDockerfile is built, and the deployment's log says how.
+func TestATreeWithoutDockerfile(t *testing.T) {
+	b, e := newBuilder(t)
+	if _, err := e.Images().Import(t.Context(), busybox(t), "nginxinc/nginx-unprivileged:1.29-alpine", image.Config{}); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	write(t, dir, map[string]string{"index.html": "hello"})
+	var log bytes.Buffer
+	id, err := b.Build(t.Context(), request(dir, &log))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log.String())
+	}
+	if img, err := e.Images().Get(id); err != nil || img.Config.Config.User != "101:101" {
+		t.Errorf("%+v, %v", img.Config.Config, err)
+	}
+	for _, want := range []string{"no Dockerfile: find out how to build this", "static site: index.html", "This Dockerfile is used"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("no %q in\n%s", want, log.String())
+		}
+	}
+}
+
 func TestAFailingStepIsAnErrorWithItsLine(t *testing.T) {
 	b, _ := newBuilder(t)
 	dir := t.TempDir()

@@ -52,6 +52,18 @@ func (s *bases) get(k baseKey) *base {
 	return s.list[k]
 }
 
+// known is the config of an image that was looked up, for whatever platform.
+func (s *bases) known(ref string) (image.Config, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k, x := range s.list {
+		if k.ref == ref && x.id != "" {
+			return x.config, true
+		}
+	}
+	return image.Config{}, false
+}
+
 // baseConfig finds out what an image is, without fetching its layers.
 func (b *build) baseConfig(ctx context.Context, k baseKey) (image.Config, error) {
 	x := b.bases.get(k)
@@ -66,8 +78,17 @@ func (b *build) baseConfig(ctx context.Context, k baseKey) (image.Config, error)
 	return x.config, err
 }
 
-// lookUp asks the store, and then the registry.
+// lookUp asks the store, and then the registry. A name that nobody knows may be
+// that of a stage, misspelt.
 func (b *build) lookUp(ctx context.Context, x *base, out io.Writer) error {
+	err := b.ask(ctx, x, out)
+	if near := b.file.near(x.ref); err != nil && near != "" {
+		return fmt.Errorf("%w%s", err, near)
+	}
+	return err
+}
+
+func (b *build) ask(ctx context.Context, x *base, out io.Writer) error {
 	if strings.HasPrefix(x.ref, layoutPrefix) {
 		return b.loadLayout(ctx, x)
 	}
@@ -83,6 +104,9 @@ func (b *build) lookUp(ctx context.Context, x *base, out io.Writer) error {
 		} else if !errors.Is(err, image.ErrNotFound) {
 			return err
 		}
+	}
+	if b.offline {
+		return nil // its id stays unknown
 	}
 	r, err := b.store.Resolve(ctx, x.ref, b.pulling(x.baseKey, out))
 	if err != nil {

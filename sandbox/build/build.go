@@ -13,6 +13,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"naru/sandbox/build/progress"
 	"naru/sandbox/image"
 	"naru/sandbox/internal/diskuse"
 )
@@ -48,6 +49,15 @@ type Options struct {
 	// Timeout limits the whole build; 0: no limit.
 	Timeout time.Duration
 
+	// Text is the Dockerfile itself; Dockerfile is then only its name in
+	// messages. Nil: it is read from where Dockerfile says.
+	Text []byte
+	// Detect writes a Dockerfile for a context that has none, if Dockerfile and
+	// Text are empty (detect.Detect). The log shows it.
+	Detect bool
+	// Progress gets what happens, one event at a time, beside Out. Nil: nobody.
+	// It must not block for long: the build waits for it.
+	Progress func(progress.Event)
 	// Parallel is how many RUN steps may run at once; 0: one for each
 	// processor, and at least 4.
 	Parallel int
@@ -164,6 +174,8 @@ type StepError struct {
 	Tail        []string
 	Reason      Reason // what ended it
 	Detail      string // the same in words
+	Excerpt     string // as in SourceError
+	Hint        string // what may help; often empty
 
 	cause error // of ReasonTime and the like
 }
@@ -229,13 +241,14 @@ func (b *Builder) BuildAll(ctx context.Context, o Options) (r Result, err error)
 		return r, fmt.Errorf("build: %w", err)
 	}
 	defer func() { err = errors.Join(err, hold.Release()) }()
-	s := &session{Builder: b, o: o, hold: hold, begun: time.Now(), out: newProgress(o.Out), bases: &bases{}, takenArgs: &nameSet{}}
+	s := &session{Builder: b, o: o, hold: hold, begun: time.Now(), out: newReporter(o), bases: &bases{}, takenArgs: &nameSet{}}
 	if err := s.open(); err != nil {
 		return r, err
 	}
 	defer s.close()
 	s.budget.limit = diskuse.Use{Bytes: o.Disk, Inodes: o.Inodes}
 	defer func() { err = errors.Join(err, s.trees.close()) }()
+	defer func() { s.out.close(err) }()
 	r, err = s.run(ctx)
 	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
 		err = errors.Join(context.Cause(ctx), err)
@@ -251,7 +264,7 @@ func (b *Builder) emptyDir() string { return filepath.Join(b.cache.dir, "empty")
 type session struct {
 	*Builder
 	o        Options
-	out      *progress
+	out      *reporter
 	tree     *root // the context
 	context  *source
 	contexts *contexts
@@ -260,7 +273,9 @@ type session struct {
 	hold     *image.Hold
 	evicting sync.RWMutex // held for writing by who removes layers
 	room     room
-	inline   bool // the cache goes with the image
+	inline   bool      // the cache goes with the image
+	detected *detected // nil: the Dockerfile is the user's
+	offline  bool      // images that are not in the store are not asked for
 
 	mu        sync.Mutex   // of context and the named ones
 	walking   sync.Mutex   // held by who walks a context: matchers are made ready on first use
@@ -302,6 +317,9 @@ func (s *session) run(ctx context.Context) (r Result, err error) {
 		return r, err
 	}
 	s.inline = moves.inline
+	if err := s.detect(); err != nil {
+		return r, err
+	}
 	for _, t := range targets {
 		b := &build{session: s, platform: t, several: len(targets) > 1, done: map[*stage]*state{}}
 		final, err := b.run(ctx)
@@ -354,6 +372,10 @@ func (b *build) run(ctx context.Context) (*state, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := b.lint(); err != nil {
+		return nil, err
+	}
+	b.out.planned(p)
 	if err := b.walk(ctx, p); err != nil {
 		return nil, err
 	}
@@ -403,10 +425,13 @@ func (b *build) stamp(s *state) *time.Time {
 	return &at
 }
 
+// defaultDockerfile is the Dockerfile of a context. Docker takes it in lower case as well.
+const defaultDockerfile = "Dockerfile"
+
 // name is the Dockerfile's for messages.
 func (b *session) name() string {
 	if b.o.Dockerfile == "" {
-		return "Dockerfile"
+		return defaultDockerfile
 	}
 	return b.o.Dockerfile
 }

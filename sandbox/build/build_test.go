@@ -236,7 +236,7 @@ ENTRYPOINT ["/run", "me"]
 CMD args $A`,
 			config: all, equals: `{"User":"app:staff","ExposedPorts":{"443/tcp":{},"80/tcp":{},"9000/udp":{},"9001/udp":{}},` +
 				`"Env":["BASE=yes","PATH=` + defaultPath + `","A=2","B=","C=x y","D=1"],"Entrypoint":["/run","me"],"Cmd":["/bin/ash","-c","args $A"],` +
-				`"Volumes":{"/v":{},"2":{}},"Labels":{"base":"1","l":"2","m n":"o"},"StopSignal":"sigquit",` +
+				`"Volumes":{"/v":{},"2":{}},"Labels":{"base":"1","l":"2","m n":"o"},"StopSignal":"sigquit","ArgsEscaped":true,` +
 				`"Healthcheck":{"Test":["CMD","check","x"],"Interval":5000000000,"Timeout":2000000000,"StartPeriod":60000000000,"StartInterval":3000000000,"Retries":4},` +
 				`"Shell":["/bin/ash","-c"]}`},
 		{name: "entrypoint clears inherited command", file: "FROM base\nENTRYPOINT x",

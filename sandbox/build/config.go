@@ -24,6 +24,7 @@ func (r *stageRun) configure(cmd instructions.Command) error {
 		text = r.labels(cmd)
 	case *instructions.CmdCommand:
 		c.Cmd, r.cmdSet = r.command(cmd.ShellDependantCmdLine), true
+		c.ArgsEscaped = true //lint:ignore SA1019 BuildKit sets it with every CMD
 		text = fmt.Sprintf("CMD %q", c.Cmd)
 	case *instructions.EntrypointCommand:
 		c.Entrypoint = r.command(cmd.ShellDependantCmdLine)
@@ -165,7 +166,7 @@ func (r *stageRun) arg(c *instructions.ArgCommand) error {
 		if !ok {
 			value, ok = r.globals.Get(a.Key)
 		}
-		if ok {
+		if ok && !speaksToBuilder(a.Key) {
 			r.env.set(a.Key, value)
 		}
 	}

@@ -9,11 +9,13 @@
 // image or an earlier stage has made. A key is the digest of everything that a
 // step's layer depends on.
 //
-// One build: the Dockerfile is read and parsed (dockerfile.go). Its stages become
+// One build: the Dockerfile is read, or written for a context that has none
+// (detected.go, room detect), and parsed (dockerfile.go). Its stages become
 // a plan (plan.go): names are resolved, also to what the caller wants them to mean
 // (contexts.go), the base images are looked up (bases.go) and their triggers put
 // in (onbuild.go), and what the target needs is kept, if it holds nothing we do
-// not do (refuse.go). The stages run as a graph (graph.go); in each, an instruction
+// not do (refuse.go). What is legal in it and probably not meant is a warning
+// (check.go, room lint). The stages run as a graph (graph.go); in each, an instruction
 // changes the stage's state (config.go) or is a step (layer.go): its key is looked
 // up in the cache (cache.go) and a hit, whose layer looks as it did (shape.go), adds
 // the layer that is there already. On a miss room is made (room.go) and the store
@@ -30,6 +32,11 @@
 // (root.go). The cache knows files by content; the content of a context's file is
 // remembered by inode, ctime, mtime and size (sums.go), so that a second build of
 // an unchanged context reads no file.
+//
+// What happens is told as events (report.go), which the room progress shows. An
+// error that belongs to lines of the Dockerfile carries them, with what is wrong
+// underlined (excerpt.go); that of a command that could not be started says why
+// (hint.go).
 //
 // The package starts no process and listens to nothing: RUN is the Executor's.
 package build

@@ -2,14 +2,19 @@ package build
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
+	"github.com/moby/buildkit/frontend/dockerfile/command"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 )
@@ -25,23 +30,57 @@ type dockerfile struct {
 	ignore *ignore
 }
 
-// lineError says which line of which file an error belongs to.
-type lineError struct {
-	file string
-	line int
-	err  error
+// SourceError is an error of some lines of the Dockerfile.
+type SourceError struct {
+	File string // as given in Options
+	Line int    // the first of them
+	// Excerpt shows them and those around them, with numbers, and what is wrong
+	// underlined; empty when the error belongs to no line.
+	Excerpt string
+	Err     error
 }
 
-func (e *lineError) Error() string { return fmt.Sprintf("%s:%d: %v", e.file, e.line, e.err) }
-func (e *lineError) Unwrap() error { return e.err }
+// Error is one line: file, line, reason.
+func (e *SourceError) Error() string { return fmt.Sprintf("%s:%d: %v", e.File, e.Line, e.Err) }
+
+// Unwrap returns the reason.
+func (e *SourceError) Unwrap() error { return e.Err }
 
 // at puts an error to a place, unless it has one.
 func (d *dockerfile) at(loc []parser.Range, err error) error {
-	placed, failed := (*lineError)(nil), (*StepError)(nil)
-	if err == nil || errors.As(err, &placed) || errors.As(err, &failed) {
+	placed, failed := (*SourceError)(nil), (*StepError)(nil)
+	if err == nil || errors.As(err, &placed) {
 		return err
 	}
-	return &lineError{d.name, lineOf(loc), err}
+	if errors.As(err, &failed) {
+		if failed.Excerpt == "" {
+			failed.Excerpt = d.excerpt(loc, "")
+		}
+		return err
+	}
+	return &SourceError{d.name, lineOf(loc), d.excerpt(loc, err.Error()), err}
+}
+
+// Explain is what a person wants to see of a failed build besides its error:
+// the last output of the command, the lines of the Dockerfile, a hint. Empty
+// when there is nothing to add.
+func Explain(err error) string {
+	var text strings.Builder
+	if errors.Is(err, context.Canceled) {
+		return "" // nobody's fault
+	}
+	if failed, ok := errors.AsType[*StepError](err); ok {
+		if len(failed.Tail) > 0 {
+			fmt.Fprintf(&text, "------\n > %s:\n%s\n------\n", failed.Instruction, strings.Join(failed.Tail, "\n"))
+		}
+		text.WriteString(failed.Excerpt)
+		if failed.Hint != "" {
+			fmt.Fprintf(&text, "hint: %s\n", failed.Hint)
+		}
+	} else if placed, ok := errors.AsType[*SourceError](err); ok {
+		text.WriteString(placed.Excerpt)
+	}
+	return text.String()
 }
 
 func lineOf(loc []parser.Range) int {
@@ -57,8 +96,8 @@ func (b *build) load() error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", b.name(), err)
 	}
-	d := &dockerfile{name: b.name(), ignore: ignored, text: data}
-	if err := d.parse(data, b.out.warn); err != nil {
+	d := &dockerfile{name: b.name(), ignore: ignored}
+	if err := d.parse(data); err != nil {
 		return err
 	}
 	b.file = d
@@ -70,8 +109,15 @@ func (b *build) load() error {
 
 // readDockerfile reads a file of the context through the context's root, and
 // another one, which only a trusted caller can name, from where it is.
-func (b *build) readDockerfile() ([]byte, *ignore, error) {
+func (b *session) readDockerfile() ([]byte, *ignore, error) {
 	name := b.name()
+	if b.detected != nil {
+		return b.detected.text, b.detected.ignore, nil
+	}
+	if b.o.Text != nil {
+		ignored, err := readIgnore(b.tree, ".dockerignore")
+		return b.o.Text, ignored, err
+	}
 	if filepath.IsAbs(name) {
 		if rel, err := filepath.Rel(b.o.Context, name); err == nil && filepath.IsLocal(rel) {
 			name = rel
@@ -79,6 +125,12 @@ func (b *build) readDockerfile() ([]byte, *ignore, error) {
 	}
 	if filepath.IsLocal(name) {
 		data, err := b.tree.readFile(name)
+		if errors.Is(err, fs.ErrNotExist) && filepath.Base(name) == defaultDockerfile {
+			lower := filepath.Join(filepath.Dir(name), strings.ToLower(defaultDockerfile)) // moby/moby#10858
+			if other, otherErr := b.tree.readFile(lower); otherErr == nil {
+				data, name, err = other, lower, nil
+			}
+		}
 		if err != nil {
 			return nil, nil, err
 		}
@@ -104,17 +156,15 @@ func (b *build) readDockerfile() ([]byte, *ignore, error) {
 	return data, ignored, err
 }
 
-func (d *dockerfile) parse(data []byte, warn func(string)) error {
+func (d *dockerfile) parse(data []byte) error {
+	d.text = data
 	ast, err := parser.Parse(bytes.NewReader(data))
 	if err != nil {
 		return d.syntax(err)
 	}
-	lint := linter.New(&linter.Config{Warn: func(rule, _, _, msg string, loc []parser.Range) {
-		warn(fmt.Sprintf("%s:%d: %s: %s", d.name, lineOf(loc), rule, msg))
-	}})
 	d.escape = ast.EscapeToken
 	d.lex = shell.NewLex(d.escape)
-	if d.stages, d.args, err = instructions.Parse(ast.AST, lint); err != nil {
+	if d.stages, d.args, err = instructions.Parse(ast.AST, nil); err != nil {
 		return d.syntax(err)
 	}
 	if len(d.stages) == 0 {
@@ -129,7 +179,32 @@ func (d *dockerfile) syntax(err error) error {
 	if !errors.As(err, &at) || len(at.Locations) == 0 {
 		return fmt.Errorf("%s: %w", d.name, err)
 	}
-	return d.at(at.Locations[0], at.Unwrap())
+	err = at.Unwrap()
+	unknown := (*instructions.UnknownInstructionError)(nil)
+	switch {
+	case err.Error() == "no build stage in current context":
+		err = errors.New("only ARG may come before the first FROM")
+	case errors.As(err, &unknown):
+		err = unknown // the parser suggests ENV for RNU
+		if match := nearest(strings.ToLower(unknown.Instruction), slices.Sorted(maps.Keys(command.Commands))); match != "" {
+			err = fmt.Errorf("%w (did you mean %s?)", err, strings.ToUpper(match))
+		}
+	}
+	return d.at(at.Locations[0], err)
+}
+
+// near suggests a stage for a name that is none.
+func (d *dockerfile) near(name string) string {
+	var names []string
+	for _, st := range d.stages {
+		if st.Name != "" {
+			names = append(names, st.Name)
+		}
+	}
+	if match := nearest(strings.ToLower(name), names); match != "" {
+		return fmt.Sprintf(" (did you mean the stage %s?)", match)
+	}
+	return ""
 }
 
 // readEpoch reads SOURCE_DATE_EPOCH (reproducible-builds.org).

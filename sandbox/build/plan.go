@@ -256,7 +256,7 @@ func (b *build) findTarget(all []*stage) (*stage, error) {
 	if n, err := strconv.Atoi(b.o.Target); err == nil && n >= 0 && n < len(all) {
 		return all[n], nil
 	}
-	return nil, fmt.Errorf("%s: there is no stage %q", b.name(), b.o.Target)
+	return nil, fmt.Errorf("%s: there is no stage %q%s", b.name(), b.o.Target, b.file.near(b.o.Target))
 }
 
 // reach marks what a stage needs, itself too.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -90,6 +91,9 @@ func (r *stageRun) execute(ctx context.Context, s Step, v *vertex, failed StepEr
 		return nil
 	}
 	failed.Code, failed.Reason, failed.Detail = exit.Code, exit.Reason, exit.Detail
+	if exit.Reason == ReasonExit || exit.Reason == "" {
+		failed.Hint = r.hint(exitCode{exit.Code, s.Args, s.Env, s.Dir, failed.Tail}, append(slices.Clone(s.Lower), s.Upper))
+	}
 	return &failed
 }
 
@@ -97,7 +101,7 @@ func (r *stageRun) execute(ctx context.Context, s Step, v *vertex, failed StepEr
 func (r *stageRun) newStep(c *instructions.RunCommand, args []string) Step {
 	s := Step{
 		Args: args, Env: append(r.proxies(r.env), r.env.list...),
-		Dir: r.config.Config.WorkingDir, User: r.config.Config.User, Hostname: "build", Network: r.network(c),
+		Dir: r.config.Config.WorkingDir, User: r.config.Config.User, Hostname: r.hostname(), Network: r.network(c),
 		RunSettings: r.o.RunSettings, Timeout: r.o.StepTimeout, Memory: r.o.Memory, Pids: r.o.Pids, CPUs: r.o.CPUs,
 	}
 	if s.Dir == "" {

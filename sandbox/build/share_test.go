@@ -69,7 +69,7 @@ func TestCacheBroken(t *testing.T) {
 	for _, from := range []string{"type=local,src=" + dir, "type=local,src=/nonexistent", "type=local,src=" + w.dir} {
 		other := w.twin()
 		img, log := other.mustBuild(Options{Context: other.context(files), CacheFrom: []string{from}})
-		if other.runs != 3 || !strings.Contains(log, "WARNING: cache "+from) || other.look(img, "b") != "f 644 0:0 A" {
+		if other.runs != 3 || !strings.Contains(log, " - cache "+from) || other.look(img, "b") != "f 644 0:0 A" {
 			t.Errorf("%s: %d runs\n%s", from, other.runs, log)
 		}
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -69,6 +71,7 @@ func (r *stageRun) begin(ctx context.Context) (*state, error) {
 	case r.st.image == "":
 		t := r.st.platform
 		s := &state{config: image.Config{OS: t.os, Architecture: t.arch, Variant: t.variant}}
+		s.config.Config.WorkingDir = "/"
 		s.setEnv("PATH", defaultPath)
 		if r.st.local == nil {
 			return s, nil
@@ -91,6 +94,9 @@ func (r *stageRun) begin(ctx context.Context) (*state, error) {
 		s.created = *s.config.Created
 	}
 	s.config.Config.OnBuild = nil
+	if dir := s.config.Config.WorkingDir; dir != "" {
+		s.config.Config.WorkingDir = path.Join("/", dir)
+	}
 	s.env.list = slices.Clone(s.config.Config.Env)
 	if _, ok := s.env.Get("PATH"); !ok {
 		s.setEnv("PATH", defaultPath)
@@ -153,7 +159,8 @@ func (r *stageRun) title(text string) string {
 	if name != "" {
 		name += " "
 	}
-	return fmt.Sprintf("[%s%d/%d] %s", name, r.count, r.st.total, text)
+	total := strconv.Itoa(r.st.total)
+	return fmt.Sprintf("[%s%*d/%s] %s", name, len(total), r.count, total, text)
 }
 
 // history notes an instruction. Values of ARGs are not in it: BuildKit puts

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"maps"
 	"slices"
 	"sort"
 	"strings"
@@ -60,20 +61,36 @@ func isProxy(name string) bool {
 // proxies are the proxy variables that RUN gets, in both spellings, except
 // those that env has already.
 func (b *build) proxies(env vars) []string {
-	var list []string
-	for name, value := range b.o.Args {
-		if !isProxy(name) {
-			continue
+	given := map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(b.o.Args)) {
+		if isProxy(name) { // given in both spellings, the lower one counts
+			b.takenArgs.add(name)
+			given[strings.ToUpper(name)] = b.o.Args[name]
 		}
-		b.takenArgs.add(name)
-		for _, spelling := range []string{strings.ToUpper(name), strings.ToLower(name)} {
+	}
+	var list []string
+	for name, value := range given {
+		for _, spelling := range []string{name, strings.ToLower(name)} {
 			if _, ok := env.Get(spelling); !ok {
 				list = append(list, spelling+"="+value)
 			}
 		}
 	}
 	sort.Strings(list)
-	return slices.Compact(list)
+	return list
+}
+
+// speaksToBuilder tells of ARGs that are no variables of a stage.
+func speaksToBuilder(name string) bool {
+	return name == "BUILDKIT_SBOM_SCAN_CONTEXT" || name == "BUILDKIT_SBOM_SCAN_STAGE"
+}
+
+// hostname is that of RUN steps.
+func (b *build) hostname() string {
+	if name, ok := b.buildArg("BUILDKIT_SANDBOX_HOSTNAME"); ok && name != "" {
+		return name
+	}
+	return "build"
 }
 
 // nameSet is a set of names that several goroutines add to.
@@ -99,26 +116,7 @@ func (s *nameSet) has(name string) bool {
 // globalArgs are the variables of FROM: those of the platform, and the ARGs
 // before the first FROM with their values.
 func (b *build) globalArgs() (vars, error) {
-	target := b.o.Target
-	if target == "" {
-		target = b.file.stages[len(b.file.stages)-1].Name
-	}
-	if target == "" {
-		target = "default"
-	}
-	var g vars
-	here := native()
-	for _, kv := range [][2]string{
-		{"BUILDPLATFORM", here.String()}, {"BUILDOS", here.os}, {"BUILDOSVERSION", ""},
-		{"BUILDARCH", here.arch}, {"BUILDVARIANT", here.variant},
-		{"TARGETPLATFORM", b.platform.String()}, {"TARGETOS", b.platform.os}, {"TARGETOSVERSION", ""},
-		{"TARGETARCH", b.platform.arch}, {"TARGETVARIANT", b.platform.variant}, {"TARGETSTAGE", target},
-	} {
-		if value, ok := b.buildArg(kv[0]); ok {
-			kv[1] = value
-		}
-		g.set(kv[0], kv[1])
-	}
+	g := vars{b.platformArgs()}
 	for _, cmd := range b.file.args {
 		for _, arg := range cmd.Args {
 			if value, ok := b.buildArg(arg.Key); ok {
@@ -141,6 +139,32 @@ func (b *build) globalArgs() (vars, error) {
 	return g, nil
 }
 
+// platformArgs are the predefined ARGs, KEY=value; a build argument of the name
+// wins.
+func (b *build) platformArgs() []string {
+	target := b.o.Target
+	if target == "" {
+		target = b.file.stages[len(b.file.stages)-1].Name
+	}
+	if target == "" {
+		target = "default"
+	}
+	here := native()
+	var list []string
+	for _, kv := range [][2]string{
+		{"BUILDPLATFORM", here.String()}, {"BUILDOS", here.os}, {"BUILDOSVERSION", ""},
+		{"BUILDARCH", here.arch}, {"BUILDVARIANT", here.variant},
+		{"TARGETPLATFORM", b.platform.String()}, {"TARGETOS", b.platform.os}, {"TARGETOSVERSION", ""},
+		{"TARGETARCH", b.platform.arch}, {"TARGETVARIANT", b.platform.variant}, {"TARGETSTAGE", target},
+	} {
+		if value, ok := b.buildArg(kv[0]); ok {
+			kv[1] = value
+		}
+		list = append(list, kv[0]+"="+kv[1])
+	}
+	return list
+}
+
 // buildArg returns the caller's value of a declared ARG.
 func (b *build) buildArg(name string) (string, bool) {
 	value, ok := b.o.Args[name]
@@ -154,7 +178,7 @@ func (b *build) buildArg(name string) (string, bool) {
 func (b *session) warnUnused() {
 	var names []string
 	for name := range b.o.Args {
-		if !b.takenArgs.has(name) && !isProxy(name) {
+		if !b.takenArgs.has(name) && !isProxy(name) && !strings.HasPrefix(name, "BUILDKIT_") {
 			names = append(names, name)
 		}
 	}
