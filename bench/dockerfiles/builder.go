@@ -50,7 +50,13 @@ func (c *testCase) placed(dir string) []string {
 }
 
 // naru is the binary under test, with a root of its own.
-type naru struct{ bin, dir string }
+type naru struct {
+	bin, dir string
+	cache    bool // use what earlier builds have left
+}
+
+// use is the flag that goes with cache.
+func (n naru) use() string { return fmt.Sprintf("--no-cache=%t", !n.cache) }
 
 func (n naru) run(ctx context.Context, args ...string) error {
 	return command(ctx, n.bin, append([]string{"--root", filepath.Join(n.dir, "root"), "--run", filepath.Join(n.dir, "run")}, args...)...)
@@ -61,11 +67,11 @@ func (n naru) end() error                                   { return nil }
 
 func (n naru) build(ctx context.Context, c *testCase, dir, archive string) error {
 	if c.hasBase() {
-		if err := n.run(ctx, "build", "--no-cache", "-t", "made", "-f", filepath.Join(dir, "base/Dockerfile"), dir); err != nil {
+		if err := n.run(ctx, "build", n.use(), "-t", "made", "-f", filepath.Join(dir, "base/Dockerfile"), dir); err != nil {
 			return err
 		}
 	}
-	if err := n.run(ctx, append(append([]string{"build", "--no-cache", "-t", "out"}, c.placed(dir)...), dir)...); err != nil {
+	if err := n.run(ctx, append(append([]string{"build", n.use(), "-t", "out"}, c.placed(dir)...), dir)...); err != nil {
 		return err
 	}
 	return n.run(ctx, "save", "-o", archive, "out")

@@ -17,19 +17,7 @@ func TestCorpus(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("builds run in containers, which need root")
 	}
-	dir := t.TempDir()
-	bin := filepath.Join(dir, "naru-bin")
-	if out, err := exec.Command("go", "build", "-o", bin, "../..").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	n := naru{bin, dir}
-	base, err := makeBase(t.Context(), n, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.begin(t.Context(), base); err != nil {
-		t.Fatal(err)
-	}
+	n, dir := prepared(t)
 	cases, err := loadCases("testdata")
 	if err != nil {
 		t.Fatal(err)
@@ -40,6 +28,24 @@ func TestCorpus(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) { testOne(t, n, c, dir) })
 	}
+}
+
+// prepared is a fresh binary whose root has the image "base".
+func prepared(t *testing.T) (naru, string) {
+	t.Helper()
+	dir := t.TempDir()
+	n := naru{bin: filepath.Join(dir, "naru-bin"), dir: dir}
+	if out, err := exec.Command("go", "build", "-o", n.bin, "../..").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	base, err := makeBase(t.Context(), n, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.begin(t.Context(), base); err != nil {
+		t.Fatal(err)
+	}
+	return n, dir
 }
 
 func testOne(t *testing.T, n naru, c *testCase, dir string) {

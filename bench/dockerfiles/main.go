@@ -121,7 +121,7 @@ func (o *options) contestants(dir string) ([]*contestant, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := []*contestant{{name: "naru", builder: naru{bin, filepath.Join(dir, "naru")}}}
+	all := []*contestant{{name: "naru", builder: naru{bin: bin, dir: filepath.Join(dir, "naru")}}}
 	for _, p := range o.peers {
 		own := filepath.Join(dir, p)
 		if err := os.MkdirAll(own, 0o755); err != nil {
