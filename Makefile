@@ -7,9 +7,11 @@ RUNTIME := nginx git busybox-static ca-certificates
 TESTING := $(RUNTIME) gcc libc6-dev docker-registry umoci skopeo runc iproute2 nftables procps musl-tools
 VM      := $(TESTING) qemu-system-x86 e2fsprogs kmod xz-utils
 
+comma := ,
+
 export CGO_ENABLED ?= 0
 
-.PHONY: help build init demo test race crash hostile test-vm test-vm-smoke lint check bench oci-validation oci-engines fuzz clean
+.PHONY: help build init demo test race crash hostile test-vm test-vm-smoke lint check bench oci-validation oci-engines dockerfiles apps fuzz clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +56,16 @@ test-vm: init ## the tests of the sandbox in qemu, on Debian's kernel with cgrou
 test-vm-smoke: init ## a selection of them, about a minute
 	@scripts/deps $(VM)
 	@$(GO) run ./scripts/test-vm -smoke -limit 10m $(if $(KERNEL),-kernel '$(KERNEL)') $(if $(MODULES),-modules '$(MODULES)')
+
+dockerfiles: build ## the corpus of Dockerfiles, built by naru and by Debian's docker and buildah, compared: [BUILDKIT=directory of buildkitd and buildctl]
+	@scripts/deps $(TESTING) docker.io buildah
+	$(GO) build -o bin/dockerfiles ./bench/dockerfiles
+	unshare -m --propagation private bin/dockerfiles -peers docker,buildah$(if $(BUILDKIT),$(comma)buildkit -buildkit '$(BUILDKIT)') -table bench/dockerfiles/differences.md
+	NARU_DOCKERFILES=all $(GO) test -count=1 -timeout 60m -v -run TestNoStaleHit ./bench/dockerfiles
+
+apps: init ## real applications in Go, Node, Python, Java and static pages, built twice and run; downloads a lot
+	@scripts/deps $(TESTING) mmdebstrap
+	NARU_APPS=all $(GO) test -count=1 -timeout 60m -v ./bench/apps
 
 lint: ## gofmt, vet, staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
