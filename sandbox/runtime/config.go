@@ -17,6 +17,8 @@ type Config struct {
 	Spec *specs.Spec
 	// Root is what the container sees as "/".
 	Root Overlay
+	// Foreign is another OCI runtime that runs the container, or nil for ours.
+	Foreign *Foreign
 	// StateDir holds state.json, monitor.sock and the output fifos. It should be
 	// on tmpfs; it is made with mode 0700, its parent must exist.
 	StateDir string

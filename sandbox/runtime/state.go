@@ -30,6 +30,8 @@ type record struct {
 	LogMax     int64  `json:"log_max"`
 	LogFiles   int    `json:"log_files,omitempty"`
 	Terminal   bool   `json:"terminal,omitempty"`
+
+	Foreign *foreignRecord `json:"foreign,omitempty"`
 }
 
 // Identity tells one process from every other that ever had or will have its pid.
