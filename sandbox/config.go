@@ -51,6 +51,7 @@ type ContainerConfig struct {
 	StopSignal string            `json:"stop_signal,omitempty"` // "TERM", "SIGTERM" or "15"; default: the image's, then TERM
 	StopGrace  time.Duration     `json:"stop_grace,omitempty"`  // default 10 s
 	UserNS     string            `json:"userns"`                // "auto" (default) or "host"
+	Runtime    string            `json:"runtime,omitempty"`     // another OCI runtime: a name in PATH or an absolute path, which it becomes; empty: ours
 	Remove     bool              `json:"remove,omitempty"`      // remove it when it has ended
 	Living
 	Net Networking `json:"net,omitzero"` // ports, names and addresses
@@ -158,7 +159,7 @@ func (c *ContainerConfig) complete() error {
 		c.StopGrace = 10 * time.Second
 	}
 	return errors.Join(c.checkNames(), c.checkLimits(), c.Resources.check(c), c.Security.check(), c.Namespaces.check(c),
-		c.checkMounts(), c.Net.check(c), c.checkLiving())
+		c.checkMounts(), c.Net.check(c), c.checkLiving(), c.checkRuntime())
 }
 
 func (c *ContainerConfig) checkNames() error {
