@@ -66,6 +66,12 @@ func (c *Container) checkProgram(ctx context.Context) error {
 		f.command(ctx, c.stateDir, "kill", c.rec.ID, "KILL"), c.killForeign(ctx))
 }
 
+// hasProgram says that the runtime has started the program.
+func (c *Container) hasProgram() bool {
+	_, err := os.Stat(filepath.Join(c.stateDir, fileProgram))
+	return err == nil
+}
+
 // awaitFile waits for a file that a process makes; over says that it has ended without.
 func awaitFile(ctx context.Context, path string, pidfd int) (over bool, err error) {
 	for wait := time.Millisecond; ; wait = min(2*wait, 10*time.Millisecond) {
@@ -163,7 +169,7 @@ func (c *Container) signalForeign(sig unix.Signal) error {
 	if ended(c.pidfd) {
 		return ErrNotRunning
 	}
-	if _, err := os.Stat(filepath.Join(c.stateDir, fileProgram)); err != nil {
+	if !c.hasProgram() {
 		if sig == unix.SIGSTOP {
 			return errors.New("the container is still being started")
 		}
@@ -179,8 +185,7 @@ func (c *Container) signalForeign(sig unix.Signal) error {
 // killForeign kills the container, upon which its runtime ends by itself and says with
 // which code; one that does not, or that had not made the container yet, is killed too.
 func (c *Container) killForeign(ctx context.Context) error {
-	started := c.State() != Created
-	for end := time.Now().Add(foreignPatience); started && time.Now().Before(end); {
+	for end := time.Now().Add(foreignPatience); c.hasProgram() && time.Now().Before(end); {
 		if err := c.group.Kill(ctx); err != nil {
 			return err
 		}
