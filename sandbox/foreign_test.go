@@ -82,6 +82,7 @@ func TestForeignVerbs(t *testing.T) {
 	}
 	t.Run("files", func(t *testing.T) { foreignFiles(t, e, made, marker) })
 	t.Run("exec", func(t *testing.T) { foreignExec(t, e, made, marker) })
+	t.Run("rights", func(t *testing.T) { foreignRights(t, e, made) })
 	t.Run("counters", func(t *testing.T) { foreignCounters(t, e, made) })
 	t.Run("namespaces", func(t *testing.T) { foreignNamespaces(t, e, made) })
 	t.Run("layer", func(t *testing.T) { foreignLayer(t, e, made, marker) })
@@ -172,6 +173,25 @@ func foreignExec(t *testing.T, e *Engine, made Container, marker string) {
 	}
 	if jobs, _ := filepath.Glob(filepath.Join(e.stateDir(made.ID), "exec-*")); len(jobs) > 0 {
 		t.Errorf("execs have left %v", jobs)
+	}
+}
+
+// foreignRights compares the program, and an exec, with those of our own runtime: the
+// bundle has the same strict defaults.
+func foreignRights(t *testing.T, e *Engine, made Container) {
+	const show = "exec 2>&1; grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status; ls /proc/acpi /sys/firmware; cat /proc/keys /proc/interrupts; echo > /proc/sys/kernel/domainname || echo no; test -c /dev/fuse || echo none"
+	own := sh(show)
+	own.UserNS = UserNSHost
+	want := output(t, e, own)
+	if !strings.Contains(want, "Seccomp:\t2") || !strings.Contains(want, "NoNewPrivs:\t1") {
+		t.Fatalf("our own defaults are %q", want)
+	}
+	other := own
+	other.Runtime = made.Config.Runtime
+	var out bytes.Buffer
+	code, err := execTo(t, e, made.ID, &out, ExecOptions{Args: []string{"sh", "-c", show}})
+	if got := output(t, e, other); code != 0 || err != nil || got != want || out.String() != want {
+		t.Errorf("ours\n%s\nits run\n%s\nits exec (%d, %v)\n%s", want, got, code, err, out.String())
 	}
 }
 
