@@ -297,11 +297,8 @@ func (c *creation) adopt(ctx context.Context, pid int, fds []int, flags uint64) 
 	if len(fds) != 1 {
 		return nil, errors.New("internal error: monitor sent no pidfd")
 	}
-	if hasNamespace(c.Spec, specs.CgroupNamespace) {
-		flags |= unix.CLONE_NEWCGROUP
-	}
-	if c.Foreign != nil && hasNamespace(c.Spec, specs.NetworkNamespace) {
-		flags |= unix.CLONE_NEWNET // also one that it joined: an exec of the runtime enters it
+	for _, n := range c.Spec.Linux.Namespaces { // those that it joined too: an exec that did not enter them would be in the host's
+		flags |= namespaceBits()[n.Type]
 	}
 	foreign, err := c.foreignRecord()
 	if err != nil {

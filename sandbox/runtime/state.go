@@ -25,7 +25,7 @@ type record struct {
 	ID      string `json:"id"`
 	Identity
 	Cgroup     string `json:"cgroup"`
-	Namespaces uint64 `json:"namespaces"` // CLONE_NEW* flags of its own ones
+	Namespaces uint64 `json:"namespaces"` // CLONE_NEW* flags of those that are not the host's
 	Mapped     bool   `json:"mapped"`     // a user namespace is among them
 	LogMax     int64  `json:"log_max"`
 	LogFiles   int    `json:"log_files,omitempty"`
