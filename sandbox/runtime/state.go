@@ -102,7 +102,9 @@ func (r Identity) Find() (int, error) {
 		return -1, ErrGone
 	}
 	fd, err := unix.PidfdOpen(r.Pid, 0)
-	if errors.Is(err, unix.ESRCH) {
+	// Older kernels (seen on 6.1) say EINVAL where it is gone and its number is still that
+	// of a session or group.
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
 		return -1, ErrGone
 	}
 	if err != nil {
