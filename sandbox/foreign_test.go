@@ -275,11 +275,10 @@ func foreignLayer(t *testing.T, e *Engine, made Container, marker string) {
 	}
 }
 
-// A runtime whose pid is not a process with the container's root, as of one with a kernel
-// of its own, is never looked through: here that process has the host's files.
-func TestForeignThatHides(t *testing.T) {
-	e := newEngine(t)
-	marker, _ := plantMarker(t)
+// hidingRuntime is a script whose program is a process of the host in the container's
+// cgroup.
+func hidingRuntime(t *testing.T) string {
+	t.Helper()
 	host, err := cgroup.Detect()
 	if err != nil {
 		t.Fatal(err)
@@ -303,8 +302,16 @@ exit 1
 	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	return script
+}
+
+// A runtime whose pid is not a process with the container's root, as of one with a kernel
+// of its own, is never looked through: here that process has the host's files.
+func TestForeignThatHides(t *testing.T) {
+	e := newEngine(t)
+	marker, _ := plantMarker(t)
 	c := sh("true")
-	c.Runtime = script
+	c.Runtime = hidingRuntime(t)
 	made, err := e.Run(t.Context(), c, Stdio{})
 	if err != nil {
 		t.Fatal(err)
