@@ -99,14 +99,17 @@ type Stdio struct {
 
 // Container is what is known of one container at the moment of asking.
 type Container struct {
-	ID       string   `json:"id"`
-	Name     string   `json:"name"`
-	Image    string   `json:"image"` // as it was asked for
-	ImageID  string   `json:"image_id"`
-	Command  []string `json:"command"`
-	State    string   `json:"state"` // created, running, paused, restarting or stopped
-	Pid      int      `json:"pid,omitempty"`
-	ExitCode int      `json:"exit_code"`
+	ID      string   `json:"id"`
+	Name    string   `json:"name"`
+	Image   string   `json:"image"` // as it was asked for
+	ImageID string   `json:"image_id"`
+	Command []string `json:"command"`
+	State   string   `json:"state"` // created, running, paused, restarting or stopped
+	// Pid is the program's. Of another runtime that hides its program, or is still at
+	// work, it is that runtime's process, which has the container's network and the
+	// host's files.
+	Pid      int `json:"pid,omitempty"`
+	ExitCode int `json:"exit_code"`
 	// ExitKnown is false while it runs, and after an end that nobody saw (a
 	// power cut): ExitCode is -1 then.
 	ExitKnown bool  `json:"exit_known"`

@@ -220,3 +220,26 @@ func TestForeignRestarts(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// TestForeignTerminal types into a terminal that the runtime copies from its own.
+func TestForeignTerminal(t *testing.T) {
+	e := newEngine(t)
+	c := withRunc(t, "test -t 0 && test -t 1 && test -t 2 && echo terminal; read word; echo got $word; exit 6")
+	c.Terminal = true
+	made, err := e.Run(t.Context(), c, Stdio{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it has a terminal", func() bool { return strings.Contains(logOf(t, e, made.ID), "terminal") })
+	a, err := e.Attach(t.Context(), made.ID, runtime.AttachOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if _, err := a.Write([]byte("this\n")); err != nil {
+		t.Fatal(err)
+	}
+	if exit, err := e.Wait(t.Context(), made.ID); err != nil || exit.Code != 6 || !strings.Contains(logOf(t, e, made.ID), "got this") {
+		t.Errorf("%+v, %v: %q", exit, err, logOf(t, e, made.ID))
+	}
+}
