@@ -13,7 +13,7 @@ import (
 
 // TestForeignKilledAgent kills the engine's process at its steps of a run and of a removal.
 func TestForeignKilledAgent(t *testing.T) {
-	e := newEngine(t)
+	e := foreignEngine(t)
 	config := withRunc(t, "echo ready; exec sleep 1000")
 	config.Network, config.Name = "bridge", "crashed"
 	for _, step := range []string{"begun", "intended", "cloned", "created", "starting"} {
@@ -67,7 +67,7 @@ func scripted(t *testing.T, run string) (path, asked string) {
 // TestForeignThatLeavesItsContainer dies with a container made: its state and its process
 // are left behind.
 func TestForeignThatLeavesItsContainer(t *testing.T) {
-	e := newEngine(t)
+	e := foreignEngine(t)
 	c := withRunc(t, "true")
 	var asked string
 	c.Runtime, asked = scripted(t, `for a; do shift; [ "$a" = run ] && a=create; set -- "$@" "$a"; done
@@ -93,7 +93,7 @@ func TestForeignThatLeavesItsContainer(t *testing.T) {
 // TestForeignKilledWhileStarting kills the runtime, and its monitor, before it has made
 // the container.
 func TestForeignKilledWhileStarting(t *testing.T) {
-	e := newEngine(t)
+	e := foreignEngine(t)
 	for _, both := range []bool{false, true} {
 		c := withRunc(t, "true")
 		begun := filepath.Join(t.TempDir(), "begun")
@@ -130,7 +130,7 @@ func TestForeignKilledWhileStarting(t *testing.T) {
 
 // A stop while the runtime is at work ends the runtime, and is not lost.
 func TestForeignStoppedWhileStarting(t *testing.T) {
-	e := newEngine(t)
+	e := foreignEngine(t)
 	c := withRunc(t, "true")
 	c.Name = "slow"
 	begun := filepath.Join(t.TempDir(), "begun")

@@ -16,7 +16,7 @@ import (
 
 // TestForeignStartsAndEnds is about exit codes and errors.
 func TestForeignStartsAndEnds(t *testing.T) {
-	e := newEngine(t)
+	e := foreignEngine(t)
 	if exit, out := runToEnd(t, e, withRunc(t, "id -u; echo err >&2; exit 7")); exit.Code != 7 || !exit.Known || out != "0\nerr\n" && out != "err\n0\n" {
 		t.Errorf("%+v, %q", exit, out)
 	}
@@ -75,7 +75,7 @@ func TestForeignStartsAndEnds(t *testing.T) {
 
 // TestForeignRuntimeGoes removes the runtime while its containers are stopped and running.
 func TestForeignRuntimeGoes(t *testing.T) {
-	e := newEngine(t)
+	e := foreignEngine(t)
 	path := filepath.Join(t.TempDir(), "runc")
 	if err := copyFile(path, needRunc(t)); err != nil {
 		t.Fatal(err)
@@ -114,7 +114,7 @@ func TestForeignKilled(t *testing.T) {
 		monitor, runtime bool
 	}{{"runtime", false, true}, {"monitor", true, false}, {"both", true, true}} {
 		t.Run(test.name, func(t *testing.T) {
-			e := newEngine(t)
+			e := foreignEngine(t)
 			made := runReady(t, e, withRunc(t, "echo ready; sleep 1000"))
 			pid := runtimePid(t, e, made.ID)
 			p, err := readProcess(pid)
@@ -223,7 +223,7 @@ func TestForeignRestarts(t *testing.T) {
 
 // TestForeignTerminal types into a terminal that the runtime copies from its own.
 func TestForeignTerminal(t *testing.T) {
-	e := newEngine(t)
+	e := foreignEngine(t)
 	c := withRunc(t, "test -t 0 && test -t 1 && test -t 2 && echo terminal; read word; echo got $word; exit 6")
 	c.Terminal = true
 	made, err := e.Run(t.Context(), c, Stdio{})

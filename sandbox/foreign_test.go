@@ -33,6 +33,24 @@ func needRunc(t *testing.T) string {
 	return path
 }
 
+// foreignEngine is an engine that must leave no directory of its name in any hierarchy:
+// other runtimes enter all of them.
+func foreignEngine(t *testing.T) *Engine {
+	t.Helper()
+	needRoot(t)
+	var e *Engine
+	t.Cleanup(func() { // after the engine's own
+		if e == nil {
+			return
+		}
+		if left, err := filepath.Glob("/sys/fs/cgroup/*/naru-" + e.hash); err != nil || len(left) > 0 {
+			t.Errorf("cgroups are left: %v, %v", left, err)
+		}
+	})
+	e = newEngine(t)
+	return e
+}
+
 // withRunc is a container of runc that runs a shell script.
 func withRunc(t *testing.T, script string) ContainerConfig {
 	c := sh(script)
@@ -68,7 +86,7 @@ func runtimePid(t *testing.T, e *Engine, id string) int {
 // TestForeignVerbs goes through all that looks into a running container. The process
 // that its state names has the host's root, so whatever looks by that is wrong.
 func TestForeignVerbs(t *testing.T) {
-	e := newEngine(t)
+	e := foreignEngine(t)
 	marker, script := plantMarker(t)
 	c := withRunc(t, script+"echo ready; while :; do sleep 1; done")
 	c.Mounts = []Mount{{Source: "data", Target: "/data", Volume: true}, {Target: "/scratch", Tmpfs: true}}
@@ -308,7 +326,7 @@ exit 1
 // A runtime whose pid is not a process with the container's root, as of one with a kernel
 // of its own, is never looked through: here that process has the host's files.
 func TestForeignThatHides(t *testing.T) {
-	e := newEngine(t)
+	e := foreignEngine(t)
 	marker, _ := plantMarker(t)
 	c := sh("true")
 	c.Runtime = hidingRuntime(t)
@@ -364,7 +382,7 @@ func (f *few) Write(p []byte) (int, error) {
 // TestForeignNetworks plugs in, counts, connects and joins by the network namespace that
 // the runtime's process is in.
 func TestForeignNetworks(t *testing.T) {
-	e := newEngine(t)
+	e := foreignEngine(t)
 	c := withRunc(t, "while :; do sleep 1; done")
 	c.Network = network.Default
 	c.Security.Sysctls = map[string]string{"net.ipv4.ip_default_ttl": "33"}
@@ -418,7 +436,7 @@ func TestForeignNetworks(t *testing.T) {
 }
 
 func TestForeignRefusals(t *testing.T) {
-	e := newEngine(t)
+	e := foreignEngine(t)
 	runc := needRunc(t)
 	plain := filepath.Join(t.TempDir(), "plain")
 	if err := os.WriteFile(plain, nil, 0o644); err != nil {

@@ -164,6 +164,9 @@ func (c *creation) cgroups() (err error) {
 		c.group = nil // it is somebody else's, or removed again
 		return err
 	}
+	if c.Foreign != nil {
+		return c.group.MakeElsewhere()
+	}
 	if c.tasks, err = openTasks(c.group); err != nil {
 		return err
 	}
@@ -354,7 +357,7 @@ func (c *creation) undo(ctx context.Context) error {
 		errs = append(errs, c.group.Kill(ctx), c.group.Remove())
 	}
 	if c.made {
-		errs = append(errs, removeState(c.StateDir))
+		errs = append(errs, removeElsewhere(c.StateDir, c.group), removeState(c.StateDir))
 	}
 	return errors.Join(errs...)
 }

@@ -12,6 +12,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/runtime/cgroup"
 )
 
 // Foreign lets another OCI runtime run the container. The monitor's child is then
@@ -169,6 +171,15 @@ func (c *creation) foreignRecord() (*foreignRecord, error) {
 		return nil, fmt.Errorf("stat root: %w", err)
 	}
 	return &foreignRecord{Path: c.Foreign.Path, Program: c.told, RootDev: st.Dev, RootIno: st.Ino}, nil
+}
+
+// removeElsewhere removes a foreign container's group where only its runtime used it.
+func removeElsewhere(stateDir string, group *cgroup.Group) error {
+	_, err := os.Lstat(filepath.Join(stateDir, dirRuntime))
+	if err != nil || group == nil {
+		return nil // it is ours
+	}
+	return group.RemoveElsewhere()
 }
 
 // removeBundle removes what writeBundle and the runtime made in a state directory.

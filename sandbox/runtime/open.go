@@ -165,7 +165,7 @@ func destroy(stateDir, path string) error {
 		return err
 	}
 	deleteForeign(ctx, stateDir)
-	return errors.Join(group.Remove(), mon.Remove(), removeState(stateDir))
+	return errors.Join(group.Remove(), removeElsewhere(stateDir, group), mon.Remove(), removeState(stateDir))
 }
 
 // waitMonitor lets a monitor finish the log and the exit record.
