@@ -473,3 +473,9 @@ func TestLineWriter(t *testing.T) {
 		t.Errorf("lines %.200q", got)
 	}
 }
+
+func TestAppKeepsItsRuntime(t *testing.T) {
+	if app := newApp(configs.AppConfig{App: configs.App{Runtime: "runsc"}}); app.App.Runtime != "runsc" {
+		t.Errorf("runtime %q", app.App.Runtime)
+	}
+}

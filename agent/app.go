@@ -56,7 +56,7 @@ func (a *Agent) WebhookSecret(app App) (string, error) {
 // structs of both packages to the same fields: the compiler checks it.
 func newApp(c configs.AppConfig) App {
 	app := pipeline.App{
-		Name: c.App.Name, Target: c.App.Target,
+		Name: c.App.Name, Target: c.App.Target, Runtime: c.App.Runtime,
 		Repo: pipeline.Repo(c.App.Repo), Build: pipeline.Build(c.App.Build),
 		Domains: c.App.Domains, Policy: pipeline.Policy(c.App.Policy), Env: c.App.Env,
 	}

@@ -10,6 +10,7 @@ import (
 // inspectedHost is what a container may use and what keeps it apart, in Docker's
 // words.
 type inspectedHost struct {
+	Runtime                                                          string // empty: ours
 	NetworkMode, UsernsMode, IpcMode, PidMode, UTSMode, CgroupnsMode string
 	Memory, NanoCpus, PidsLimit                                      int64
 	MemorySwap, MemoryReservation, CpuQuota, ShmSize                 int64
@@ -37,7 +38,7 @@ func inspectHost(c sandbox.ContainerConfig) inspectedHost {
 	r, s, n := c.Resources, c.Security, c.Namespaces
 	private := func(mode string) string { return cmp.Or(mode, sandbox.NamespacePrivate) }
 	h := inspectedHost{
-		NetworkMode: c.Network, UsernsMode: c.UserNS, IpcMode: private(n.IPC), PidMode: n.PID, UTSMode: n.UTS, CgroupnsMode: private(n.Cgroup),
+		NetworkMode: c.Network, Runtime: c.Runtime, UsernsMode: c.UserNS, IpcMode: private(n.IPC), PidMode: n.PID, UTSMode: n.UTS, CgroupnsMode: private(n.Cgroup),
 		Memory: c.Memory, NanoCpus: int64(c.CPUs * 1e9), PidsLimit: c.Pids,
 		MemorySwap: cmp.Or(r.MemorySwap, c.Memory), MemoryReservation: r.MemoryReservation, CpuQuota: r.CPUQuota, ShmSize: cmp.Or(r.ShmSize, 64<<20),
 		CpuShares: r.CPUShares, CpuPeriod: r.CPUPeriod, CpusetCpus: r.CpusetCPUs, CpusetMems: r.CpusetMems, BlkioWeight: r.BlkioWeight,

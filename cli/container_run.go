@@ -84,6 +84,7 @@ func (f *runFlags) define(c *cobra.Command) {
 	flags.StringVar(&f.config.StopSignal, "stop-signal", "", "signal that asks the container to end")
 	flags.IntVar(&f.stopTimeout, "stop-timeout", 0, "seconds between the stop signal and the kill")
 	flags.StringVar(&f.config.UserNS, "userns", "", "auto, or host for no user namespace")
+	flags.StringVar(&f.config.Runtime, "runtime", "", "another OCI runtime: a name in PATH, or an absolute path")
 	flags.StringVar(&f.pull, "pull", "missing", "when to pull the image: missing, always or never")
 	f.isolation.define(flags, &f.config)
 	flags.StringVar(&f.cid.path, "cidfile", "", "file to write the container's id to; it must not exist")

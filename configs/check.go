@@ -74,7 +74,7 @@ func parseApp(file string, data []byte) (AppConfig, *decoder, Problems) {
 		return AppConfig{}, d, d.problems
 	}
 	a := AppConfig{File: file, App: App{
-		Name: f.Name, Target: f.Target, Repo: d.repo(f.Source), Build: d.build(f.Build),
+		Name: f.Name, Target: f.Target, Runtime: f.Runtime, Repo: d.repo(f.Source), Build: d.build(f.Build),
 		Processes: d.processes(f.Processes), Domains: d.domains(f.Route.Domains),
 		Policy: Policy(f.Deploy), Env: f.Env, Volumes: d.volumes(f.Volumes),
 	}}

@@ -67,6 +67,7 @@ type AppConfig struct {
 type App struct {
 	Name      string
 	Target    string // "local"
+	Runtime   string // name or absolute path of an OCI runtime; empty: the target's own
 	Repo      Repo
 	Build     Build
 	Processes []Process // sorted by name

@@ -91,6 +91,16 @@ func TestSamples(t *testing.T) {
 	}
 }
 
+func TestRuntime(t *testing.T) {
+	for _, want := range []string{"", "runsc", "/usr/local/bin/runsc"} {
+		dir := tree(t, map[string]string{"naru.yaml": "", "apps.d/web.yaml": minimal + "\nruntime: '" + want + "'\n"})
+		got, err := Load(filepath.Join(dir, "naru.yaml"))
+		if err != nil || len(got.Apps) != 1 || got.Apps[0].App.Runtime != want {
+			t.Errorf("runtime %q: %+v, %v", want, got.Apps, err)
+		}
+	}
+}
+
 func TestRelativePathsAreBesideTheirFile(t *testing.T) {
 	dir := tree(t, map[string]string{
 		"naru.yaml": "root: data\nrun: run\napps_dir: conf/apps\n",
@@ -115,7 +125,8 @@ func TestAppProblems(t *testing.T) {
 	for _, c := range []struct{ name, old, new, want string }{
 		{"a typo", "port: 8080", "prot: 8080", `:4: processes.web.prot: unknown key, did you mean "port"?|:4: processes.web.port: is missing: web is the process that gets the requests`},
 		{"a typo at the top", "processes:", "proceses:", `:1: processes: is missing|:4: proceses: unknown key, did you mean "processes"?`},
-		{"a key that is like none", "name: web", "name: web\nxyzzy: 1", ":3: xyzzy: unknown key; allowed: name, target, source, image, build, processes, route, deploy, triggers, env, secrets, volumes"},
+		{"a key that is like none", "name: web", "name: web\nxyzzy: 1", ":3: xyzzy: unknown key; allowed: name, target, source, runtime, image, build, processes, route, deploy, triggers, env, secrets, volumes"},
+		{"a runtime by a relative path", "name: web", "name: web\nruntime: ./runsc", `:3: runtime: "./runsc" is not allowed: a name such as runsc, or an absolute path`},
 		{"an unknown resource", "port: 8080", "port: 8080, resources: {gpus: 1}", `:4: processes.web.resources.gpus: unknown key, did you mean "cpus"?`},
 		{"a key given twice", "name: web", "name: web\nname: api", ":3: name: given twice, first on line 2"},
 		{"no name", "name: web", "", ":1: name: is missing"},

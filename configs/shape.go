@@ -41,6 +41,7 @@ type appFile struct {
 	Name      string                 `key:"name" required:"true" match:"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$" hint:"at most 40 lower-case letters, digits and hyphens, a letter first" doc:"Name of the app, unique on the server."`
 	Target    string                 `key:"target" default:"local" enum:"local" later:"docker|swarm|kubernetes" doc:"Where the replicas run."`
 	Source    sourceFile             `key:"source" doc:"Where the code is."`
+	Runtime   string                 `key:"runtime" match:"^(/[^\\x00]*[^/\\x00]|[A-Za-z0-9][A-Za-z0-9._-]{0,99})?$" hint:"a name such as runsc, or an absolute path" doc:"OCI runtime that runs the replicas, a name in the agent's PATH or an absolute path; empty: the sandbox's own."`
 	Image     string                 `key:"image" later:"*" doc:"A ready image instead of source and build."`
 	Build     buildFile              `key:"build" doc:"How a commit becomes an image."`
 	Processes map[string]processFile `key:"processes" required:"true" keys:"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$" keyhint:"at most 40 lower-case letters, digits and hyphens, a letter first" doc:"The programs of the app; web is the one that gets the requests."`

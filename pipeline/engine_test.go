@@ -320,3 +320,9 @@ func TestMatch(t *testing.T) {
 		}
 	}
 }
+
+func TestReplicasHaveTheRuntimeOfTheirRelease(t *testing.T) {
+	if s := spec(&Release{Config: App{Runtime: "runsc"}}, Process{}); s.Runtime != "runsc" {
+		t.Errorf("runtime %q", s.Runtime)
+	}
+}

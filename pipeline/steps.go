@@ -114,7 +114,7 @@ func first(a App) *Process {
 // spec is what runs one process of a release. A name is set by the caller.
 func spec(rel *Release, p Process) ReplicaSpec {
 	return ReplicaSpec{
-		App: rel.App, Release: rel.Number, Image: rel.Image, Process: p,
+		App: rel.App, Release: rel.Number, Image: rel.Image, Process: p, Runtime: rel.Config.Runtime,
 		Env: rel.Config.Env, Volumes: rel.Config.Volumes,
 	}
 }

@@ -10,7 +10,8 @@ import (
 // deployment and release keeps the App it ran with, so the type is stable JSON.
 type App struct {
 	Name      string            `json:"name"`
-	Target    string            `json:"target"` // "local", …
+	Target    string            `json:"target"`            // "local", …
+	Runtime   string            `json:"runtime,omitempty"` // OCI runtime of the replicas, a name or an absolute path; empty: the target's own
 	Repo      Repo              `json:"repo"`
 	Build     Build             `json:"build"`
 	Processes []Process         `json:"processes"` // sorted by name
@@ -182,6 +183,7 @@ type ReplicaSpec struct {
 	Release int
 	Image   string
 	Process Process
+	Runtime string // as App's
 	Env     map[string]string
 	Volumes []Volume
 }

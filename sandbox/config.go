@@ -51,6 +51,7 @@ type ContainerConfig struct {
 	StopSignal string            `json:"stop_signal,omitempty"` // "TERM", "SIGTERM" or "15"; default: the image's, then TERM
 	StopGrace  time.Duration     `json:"stop_grace,omitempty"`  // default 10 s
 	UserNS     string            `json:"userns"`                // "auto" (default) or "host"
+	Runtime    string            `json:"runtime,omitempty"`     // another OCI runtime: a name in PATH or an absolute path, which it becomes; empty: ours
 	Remove     bool              `json:"remove,omitempty"`      // remove it when it has ended
 	Living
 	Net Networking `json:"net,omitzero"` // ports, names and addresses
@@ -98,14 +99,17 @@ type Stdio struct {
 
 // Container is what is known of one container at the moment of asking.
 type Container struct {
-	ID       string   `json:"id"`
-	Name     string   `json:"name"`
-	Image    string   `json:"image"` // as it was asked for
-	ImageID  string   `json:"image_id"`
-	Command  []string `json:"command"`
-	State    string   `json:"state"` // created, running, paused, restarting or stopped
-	Pid      int      `json:"pid,omitempty"`
-	ExitCode int      `json:"exit_code"`
+	ID      string   `json:"id"`
+	Name    string   `json:"name"`
+	Image   string   `json:"image"` // as it was asked for
+	ImageID string   `json:"image_id"`
+	Command []string `json:"command"`
+	State   string   `json:"state"` // created, running, paused, restarting or stopped
+	// Pid is the program's. Of another runtime that hides its program, or is still at
+	// work, it is that runtime's process, which has the container's network and the
+	// host's files.
+	Pid      int `json:"pid,omitempty"`
+	ExitCode int `json:"exit_code"`
 	// ExitKnown is false while it runs, and after an end that nobody saw (a
 	// power cut): ExitCode is -1 then.
 	ExitKnown bool  `json:"exit_known"`
@@ -158,7 +162,7 @@ func (c *ContainerConfig) complete() error {
 		c.StopGrace = 10 * time.Second
 	}
 	return errors.Join(c.checkNames(), c.checkLimits(), c.Resources.check(c), c.Security.check(), c.Namespaces.check(c),
-		c.checkMounts(), c.Net.check(c), c.checkLiving())
+		c.checkMounts(), c.Net.check(c), c.checkLiving(), c.checkRuntime())
 }
 
 func (c *ContainerConfig) checkNames() error {

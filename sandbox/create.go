@@ -205,6 +205,8 @@ func (e *Engine) userNamespace(c ContainerConfig) (block int, warnings []string)
 	switch {
 	case c.UserNS == UserNSHost:
 		return -1, nil
+	case c.Runtime != "":
+		return -1, []string{"runtime " + c.Runtime + ": the container runs without a user namespace, unless the runtime makes one of its own"}
 	case c.Namespaces.shared() != "":
 		// What a namespace's owner may, only processes of its own user namespace may.
 		return -1, []string{c.Namespaces.shared() + ": the container runs without a user namespace"}
@@ -363,7 +365,7 @@ func (e *Engine) prepare(ctx context.Context, r *record, stdio Stdio, root runti
 		return nil, err
 	}
 	config := runtime.Config{
-		ID: r.ID, Spec: spec, Root: root, StateDir: e.stateDir(r.ID), Dir: e.dir(r.ID), Cgroup: e.cgroup(r.ID),
+		ID: r.ID, Spec: spec, Root: root, Foreign: r.foreign(), StateDir: e.stateDir(r.ID), Dir: e.dir(r.ID), Cgroup: e.cgroup(r.ID),
 		Stdin: stdio.Stdin, Stdout: stdio.Stdout, Stderr: stdio.Stderr, Monitor: m,
 		Plug: func(ctx context.Context, pid int) error {
 			e.step("cloned")

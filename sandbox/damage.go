@@ -123,6 +123,8 @@ func (e *Engine) denies(id string, deadline time.Time) error {
 		}
 		if r, err := e.load(id); err == nil && !(sharing{mode: r.Config.Namespaces.PID}).private() {
 			return nil // in others' namespace its processes may outlive the first one
+		} else if err == nil && r.foreign() != nil {
+			return nil // so may those of a runtime that was killed
 		}
 		if _, err := os.Stat(filepath.Join(e.stateDir(id), "state.json")); errors.Is(err, fs.ErrNotExist) {
 			return nil // half made, or half removed

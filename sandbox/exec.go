@@ -55,7 +55,7 @@ func (e *Engine) Exec(ctx context.Context, ref string, o ExecOptions) (code int,
 	default:
 		return 0, fmt.Errorf("%w: %s", ErrNotRunning, r.Name)
 	}
-	process, err := execProcess(r, rt.Pid(), o)
+	process, err := execProcess(r, rt, o)
 	if err != nil {
 		return 0, fmt.Errorf("exec in container %s: %w", short(id), err)
 	}
@@ -73,7 +73,7 @@ func (e *Engine) Exec(ctx context.Context, ref string, o ExecOptions) (code int,
 }
 
 // execProcess is the container's own process with other arguments.
-func execProcess(r *record, pid int, o ExecOptions) (*specs.Process, error) {
+func execProcess(r *record, rt *runtime.Container, o ExecOptions) (*specs.Process, error) {
 	if len(o.Args) == 0 || o.Args[0] == "" {
 		return nil, errors.New("no command given")
 	}
@@ -98,10 +98,10 @@ func execProcess(r *record, pid int, o ExecOptions) (*specs.Process, error) {
 	}
 	p.Capabilities = allOfBounding(r.Process) // not the default: some may have been dropped
 	// As the container sees its files now, not as the image was. The first
-	// process still lives or Exec fails, so pid was not somebody else.
-	view, err := viewProcess(pid)
+	// process still lives or Exec fails, so the pid was not somebody else.
+	view, _, err := viewProgram(rt)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("user %s: %w", o.User, err)
 	}
 	defer view.Close() // read only: nothing can be lost
 	return &p, asUser(&p, view, o.User)

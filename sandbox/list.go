@@ -131,7 +131,11 @@ func (e *Engine) viewProcess(c *Container, rt *runtime.Container) error {
 		c.setExit(exit)
 		return err
 	}
-	c.Pid = rt.Pid()
+	pid, err := rt.ProgramPid()
+	if err != nil { // another runtime is still starting it, or keeps it to itself
+		pid = rt.Pid()
+	}
+	c.Pid = pid
 	return e.viewNetworks(c)
 }
 

@@ -9,8 +9,6 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-
-	"naru/sandbox/runtime"
 )
 
 // NamespaceHost shares a namespace with the host, and NamespacePrivate, like the
@@ -46,6 +44,11 @@ func (n Namespaces) all() []sharing {
 }
 
 func (s sharing) private() bool { return s.mode == "" || s.mode == NamespacePrivate }
+
+// ofHost says that a namespace was asked to be the host's.
+func (n Namespaces) ofHost(kind specs.LinuxNamespaceType) bool {
+	return slices.ContainsFunc(n.all(), func(s sharing) bool { return s.kind == kind && s.mode == NamespaceHost })
+}
 
 // shared names a namespace that is not the container's own, or nothing.
 func (n Namespaces) shared() string {
@@ -158,12 +161,20 @@ func (e *Engine) openNamespace(ref string, s sharing) (*os.File, error) {
 		return nil, ErrNotRunning
 	}
 	defer rt.Close() // the container needs no descriptor of ours
-	f, err := os.Open("/proc/" + strconv.Itoa(rt.Pid()) + "/ns/" + s.file)
+	pid, err := rt.ProgramPid()
 	if err != nil {
 		return nil, err
 	}
-	if rt.State() == runtime.Stopped {
-		return nil, errors.Join(ErrNotRunning, f.Close())
+	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/" + s.file)
+	if err != nil {
+		return nil, err
+	}
+	err = stillProgram(rt, pid)
+	if err == nil && other.foreign() != nil && !other.Config.Namespaces.ofHost(s.kind) {
+		err = ownNamespace(f)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }

@@ -166,7 +166,7 @@ func (e *Engine) againLocked(ctx context.Context, r *record, l *lock, booted boo
 		err = e.goOn(ctx, r.ID, &pending{rt: rt, lock: l})
 	}
 	if err != nil {
-		s.Error = err.Error()
+		s.Error, s.Stopped = err.Error(), r.foreign() != nil
 		err = errors.Join(fmt.Errorf("restart container %s: %w", short(r.ID), err), e.saveLife(r.ID, s))
 	}
 	return err

@@ -167,5 +167,8 @@ func (e *Engine) endUnstarted(ctx context.Context, id string, rt *runtime.Contai
 	if err := e.killOpen(ctx, rt); err != nil {
 		return errors.Join(why, err)
 	}
+	if err := e.unstarted(r); err != nil {
+		return errors.Join(why, err)
+	}
 	return errors.Join(why, e.finish(ctx, r, runtime.Exit{Code: code, Known: true, At: time.Now().UTC()}))
 }

@@ -70,14 +70,13 @@ func (e *Engine) treeOfProcess(r *record, rt *runtime.Container) (*openedTree, e
 	if rt.State() == runtime.Stopped {
 		return nil, nil
 	}
-	pid := rt.Pid()
-	namespace, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/mnt")
+	root, pid, err := viewProgram(rt)
 	if err != nil {
 		return nil, goneOr(rt, err)
 	}
-	root, err := viewProcess(pid)
+	namespace, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/mnt")
 	if err != nil {
-		return nil, errors.Join(goneOr(rt, err), namespace.Close())
+		return nil, errors.Join(goneOr(rt, err), root.Close())
 	}
 	if rt.State() == runtime.Stopped { // the pid may have been somebody else's already
 		return nil, errors.Join(root.Close(), namespace.Close())

@@ -11,6 +11,7 @@ type oomWatch struct {
 	event   int // eventfd, v1 only
 	known   int
 	last    int64 // monotonic; 0: none
+	met     bool  // v1 has told of a kill that may not be counted yet
 }
 
 // oomMoment is how many milliseconds may lie between a kill for memory and an end
@@ -19,7 +20,7 @@ const oomMoment = 1000
 
 func newOOMWatch(counter, event int) oomWatch {
 	w := oomWatch{counter: counter, event: event}
-	w.known = w.kills()
+	w.known, _ = w.count()
 	return w
 }
 
@@ -39,13 +40,17 @@ func (w *oomWatch) events() int16 {
 
 // seen is called when the kernel says that something has happened.
 func (w *oomWatch) seen() {
+	told := false
 	if w.event >= 0 {
 		var count [8]byte
-		if _, err := syscall.Read(w.event, count[:]); err == nil {
-			w.last = monotonic()
-		}
+		_, err := syscall.Read(w.event, count[:])
+		told = err == nil
 	}
-	if n := w.kills(); n > w.known {
+	n, there := w.count()
+	if told && there { // else it tells that the group has been removed
+		w.last, w.met = monotonic(), true
+	}
+	if n > w.known {
 		w.known = n
 		if w.event < 0 { // v1 tells before it kills: the count may follow long after the moment
 			w.last = monotonic()
@@ -56,31 +61,42 @@ func (w *oomWatch) seen() {
 // justNow says whether a kill for memory was so short ago that it is the reason.
 func (w *oomWatch) justNow() bool {
 	w.seen()
-	return w.known > 0 && w.last > 0 && monotonic()-w.last < oomMoment
+	return w.kills() > 0 && w.last > 0 && monotonic()-w.last < oomMoment
 }
 
-// kills reads the counter; the cgroup is younger than the container, so any is ours.
+// kills is how many are known. Where another OCI runtime has removed the cgroup before
+// the count could be read, v1's word for the last one is all there is.
 func (w *oomWatch) kills() int {
+	n, there := w.count()
+	if !there && w.met {
+		n = 1
+	}
+	return max(n, w.known)
+}
+
+// count reads the counter; the cgroup is younger than the container, so any is ours.
+// there is false when the cgroup is not.
+func (w *oomWatch) count() (count int, there bool) {
 	if w.counter < 0 {
-		return 0
+		return 0, false
 	}
 	var buf [512]byte
 	n, err := syscall.Pread(w.counter, buf[:], 0)
 	if err != nil {
-		return 0
+		return 0, false
 	}
 	const key = "oom_kill "
-	b, count := buf[:n], 0
+	b := buf[:n]
 	for i := 0; i+len(key) < len(b); i++ {
 		if string(b[i:i+len(key)]) != key || i > 0 && b[i-1] != '\n' {
 			continue
 		}
 		for _, c := range b[i+len(key):] {
 			if c < '0' || c > '9' {
-				return count
+				return count, true
 			}
 			count = count*10 + int(c-'0')
 		}
 	}
-	return count
+	return count, true
 }

@@ -24,6 +24,8 @@ type Config struct {
 	// Made has detached mounts that the caller made, by index in Spec.Mounts. They are
 	// attached as they are and stay the caller's.
 	Made map[int]*os.File `json:"-"`
+	// Foreign is another OCI runtime that runs the container, or nil for ours.
+	Foreign *Foreign
 	// StateDir holds state.json, monitor.sock and the output fifos. It should be
 	// on tmpfs; it is made with mode 0700, its parent must exist.
 	StateDir string

@@ -30,7 +30,9 @@ type Container struct {
 }
 
 // Pid is the init's process id in the caller's pid namespace; 0 once it has ended
-// before Open. Use it for /proc paths only, never for signals.
+// before Open. Use it for /proc paths only, never for signals. With another runtime
+// it is that runtime's process: in the container's network, and with the host's
+// files. See ProgramPid.
 func (c *Container) Pid() int {
 	if c.pidfd < 0 {
 		return 0
@@ -61,6 +63,11 @@ func (c *Container) Start(ctx context.Context) error {
 	if _, err := c.ask(ctx, []byte{monitor.OpStart}, monitor.ReplyOK); err != nil {
 		return fmt.Errorf("start container %s: %w", c.rec.ID, err)
 	}
+	if c.rec.Foreign != nil {
+		if err := c.untilProgram(ctx); err != nil {
+			return fmt.Errorf("start container %s: %w", c.rec.ID, err)
+		}
+	}
 	return nil
 }
 
@@ -83,7 +90,7 @@ func (c *Container) Signal(sig unix.Signal) error {
 	if c.pidfd < 0 {
 		return fmt.Errorf("signal container %s: %w", c.rec.ID, ErrNotRunning)
 	}
-	err := unix.PidfdSendSignal(c.pidfd, sig, nil, 0)
+	err := c.signal(sig)
 	if errors.Is(err, unix.ESRCH) {
 		err = ErrNotRunning
 	}
@@ -93,12 +100,23 @@ func (c *Container) Signal(sig unix.Signal) error {
 	return nil
 }
 
+func (c *Container) signal(sig unix.Signal) error {
+	if c.rec.Foreign != nil && c.State() != Created {
+		return c.signalForeign(sig)
+	}
+	return unix.PidfdSendSignal(c.pidfd, sig, nil, 0)
+}
+
 // Kill kills everything in the container's cgroup and returns when nothing is left.
 func (c *Container) Kill(ctx context.Context) error {
 	if c.group == nil { // nothing but the record of its end is left
 		return nil
 	}
-	if err := c.group.Kill(ctx); err != nil {
+	kill := c.group.Kill
+	if c.rec.Foreign != nil && c.pidfd >= 0 {
+		kill = c.killForeign
+	}
+	if err := kill(ctx); err != nil {
 		return fmt.Errorf("kill container %s: %w", c.rec.ID, err)
 	}
 	return c.waitProcess(ctx)

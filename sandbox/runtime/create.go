@@ -49,6 +49,10 @@ type creation struct {
 	open    []*os.File
 	copies  *copies
 	made    bool // the state directory is ours to remove
+	rootfs  *os.File
+
+	bundle *specs.Spec // what another runtime is told; Spec is then about that runtime's process
+	told   string      // the program that it is to run
 }
 
 func (c *creation) keep(f *os.File, err error) (*os.File, error) {
@@ -71,6 +75,9 @@ func (c *creation) release() {
 // the caller plugs in the network.
 func (c *creation) run(ctx context.Context) (*Container, error) {
 	if err := validate(c.Config); err != nil {
+		return nil, err
+	}
+	if err := c.foreign(); err != nil {
 		return nil, err
 	}
 	flags, joins, err := namespaceFlags(c.Spec)
@@ -101,7 +108,9 @@ func (c *creation) run(ctx context.Context) (*Container, error) {
 			return nil, err
 		}
 	}
-	c.prog.init(c.Spec, got)
+	if err := c.steps(got); err != nil {
+		return nil, err
+	}
 	c.launch.Flags = flags
 	c.prog.files = loosen.Apply(ctx, c.prog.files)
 	c.launch.Program = loosen.Apply(ctx, c.prog.steps)
@@ -113,6 +122,16 @@ func (c *creation) run(ctx context.Context) (*Container, error) {
 		return nil, err
 	}
 	return c.adopt(ctx, int(cloned.value), cloned.fds, flags)
+}
+
+// steps writes the start down.
+func (c *creation) steps(got prepared) error {
+	if c.Foreign == nil {
+		c.prog.init(c.Spec, got)
+		return nil
+	}
+	c.prog.foreign(c.Spec, got, c.bundle.Root.Path)
+	return besideGroup(c.launch, c.prog, c.Cgroup)
 }
 
 // directories makes an empty state directory and forgets an earlier end.
@@ -131,7 +150,10 @@ func (c *creation) directories() error {
 		err = os.Mkdir(c.StateDir, 0o700)
 	}
 	c.made = err == nil
-	return err
+	if err != nil {
+		return err
+	}
+	return c.writeBundle()
 }
 
 // cgroups makes the groups with their limits, and opens the ways into them and the
@@ -141,6 +163,9 @@ func (c *creation) cgroups() (err error) {
 	if err != nil {
 		c.group = nil // it is somebody else's, or removed again
 		return err
+	}
+	if c.Foreign != nil {
+		return c.group.MakeElsewhere()
 	}
 	if c.tasks, err = openTasks(c.group); err != nil {
 		return err
@@ -214,7 +239,7 @@ func (c *creation) mounts(ctx context.Context, got *prepared) error {
 	if err != nil {
 		return fmt.Errorf("mount root: %w", err)
 	}
-	got.root = root
+	got.root, c.rootfs = root, root
 	return c.bindMounts(got)
 }
 
@@ -275,15 +300,19 @@ func (c *creation) adopt(ctx context.Context, pid int, fds []int, flags uint64) 
 	if len(fds) != 1 {
 		return nil, errors.New("internal error: monitor sent no pidfd")
 	}
-	if hasNamespace(c.Spec, specs.CgroupNamespace) {
-		flags |= unix.CLONE_NEWCGROUP
+	for _, n := range c.Spec.Linux.Namespaces { // those that it joined too: an exec that did not enter them would be in the host's
+		flags |= namespaceBits()[n.Type]
+	}
+	foreign, err := c.foreignRecord()
+	if err != nil {
+		return nil, errors.Join(err, unix.Close(fds[0]))
 	}
 	got := &Container{
 		stateDir: c.StateDir, dir: c.Dir, pidfd: fds[0], group: c.group, client: c.monitor, copies: c.copies,
 		rec: record{Version: recordVersion, ID: c.ID, Cgroup: c.Cgroup, Namespaces: flags, Mapped: c.ids.mapped(), LogMax: int64(c.launch.LogMax),
-			LogFiles: c.LogFiles, Terminal: c.Spec.Process.Terminal},
+			LogFiles: c.LogFiles, Terminal: c.Spec.Process.Terminal, Foreign: foreign},
 	}
-	err := c.register(ctx, got, pid)
+	err = c.register(ctx, got, pid)
 	// What the init says comes first: where it gave up, the rest could only fail.
 	if _, refused := c.monitor.expect(ctx, monitor.ReplyReady); refused != nil {
 		err = refused
@@ -328,7 +357,7 @@ func (c *creation) undo(ctx context.Context) error {
 		errs = append(errs, c.group.Kill(ctx), c.group.Remove())
 	}
 	if c.made {
-		errs = append(errs, removeState(c.StateDir))
+		errs = append(errs, removeElsewhere(c.StateDir, c.group), removeState(c.StateDir))
 	}
 	return errors.Join(errs...)
 }

@@ -46,6 +46,9 @@ func (c *Container) exec(ctx context.Context, e ExecConfig) (Exit, error) {
 		return Exit{}, err
 	}
 	defer h.close()
+	if c.rec.Foreign != nil {
+		return c.execForeign(ctx, h, e)
+	}
 	if err := c.launchExec(ctx, h, e); err != nil {
 		return Exit{}, err
 	}

@@ -164,7 +164,8 @@ func destroy(stateDir, path string) error {
 	if err := mon.Kill(ctx); err != nil {
 		return err
 	}
-	return errors.Join(group.Remove(), mon.Remove(), removeState(stateDir))
+	deleteForeign(ctx, stateDir)
+	return errors.Join(group.Remove(), removeElsewhere(stateDir, group), mon.Remove(), removeState(stateDir))
 }
 
 // waitMonitor lets a monitor finish the log and the exit record.
@@ -190,6 +191,9 @@ func waitMonitor(ctx context.Context, stateDir string) {
 // removeState removes the state directory with the files that we made in it; the
 // record goes first, so that a half-removed directory is no container.
 func removeState(stateDir string) error {
+	if err := removeBundle(stateDir); err != nil {
+		return err
+	}
 	files := []string{fileState, monitor.FileStarted, fileSocket, fileLock, monitor.FileStdin, fileCallback}
 	for _, f := range fifos() {
 		files = append(files, f)

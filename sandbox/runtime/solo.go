@@ -123,6 +123,10 @@ func (s *soloing) run(ctx context.Context) (err error) {
 // accompany does for the init what it cannot do itself, up to the commit.
 func (s *soloing) accompany(ctx context.Context, pid int) error {
 	if err := s.identify(pid); err != nil {
+		refused := new(StartError)
+		if _, why := s.monitor.expect(ctx, monitor.ReplyReady); errors.As(why, &refused) { // it gave up before we looked
+			return why
+		}
 		return err
 	}
 	if s.solo.halts {

@@ -25,11 +25,13 @@ type record struct {
 	ID      string `json:"id"`
 	Identity
 	Cgroup     string `json:"cgroup"`
-	Namespaces uint64 `json:"namespaces"` // CLONE_NEW* flags of its own ones
+	Namespaces uint64 `json:"namespaces"` // CLONE_NEW* flags of those that are not the host's
 	Mapped     bool   `json:"mapped"`     // a user namespace is among them
 	LogMax     int64  `json:"log_max"`
 	LogFiles   int    `json:"log_files,omitempty"`
 	Terminal   bool   `json:"terminal,omitempty"`
+
+	Foreign *foreignRecord `json:"foreign,omitempty"`
 }
 
 // Identity tells one process from every other that ever had or will have its pid.
@@ -100,7 +102,9 @@ func (r Identity) Find() (int, error) {
 		return -1, ErrGone
 	}
 	fd, err := unix.PidfdOpen(r.Pid, 0)
-	if errors.Is(err, unix.ESRCH) {
+	// Older kernels (seen on 6.1) say EINVAL where it is gone and its number is still that
+	// of a session or group.
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
 		return -1, ErrGone
 	}
 	if err != nil {

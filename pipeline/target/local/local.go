@@ -165,7 +165,7 @@ func config(s pipeline.ReplicaSpec) sandbox.ContainerConfig {
 	c := sandbox.ContainerConfig{
 		Name: s.Name, Image: s.Image, Args: s.Process.Command, Hostname: hostname(s.Name),
 		Memory: s.Process.Memory, CPUs: s.Process.CPUs, Pids: s.Process.Pids,
-		StopSignal: s.Process.Signal, StopGrace: s.Process.StopGrace,
+		Runtime: s.Runtime, StopSignal: s.Process.Signal, StopGrace: s.Process.StopGrace,
 		Labels: map[string]string{
 			LabelApp: s.App, LabelProcess: s.Process.Name, LabelRelease: strconv.Itoa(s.Release),
 			portLabel: strconv.Itoa(s.Process.Port),

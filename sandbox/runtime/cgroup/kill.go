@@ -41,6 +41,9 @@ func (g *Group) Kill(ctx context.Context) error {
 func (g *Group) killOnce() error {
 	if dir := g.UnifiedDir(); dir != "" {
 		err := write(dir, "cgroup.kill", "1") // Linux 5.14
+		if errors.Is(err, unix.ENODEV) {
+			return nil // somebody removes it: another OCI runtime does, at the container's end
+		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -56,7 +59,7 @@ func (g *Group) killOnce() error {
 	}
 	if f := g.host.V1["freezer"]; f != "" && len(pids) > 0 {
 		err := write(filepath.Join(f, g.path), "freezer.state", "THAWED") // v1 delivers SIGKILL on thawing only
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
 			return err
 		}
 	}
@@ -66,7 +69,7 @@ func (g *Group) killOnce() error {
 // killIn kills pid only if it still is in the group once a pidfd names it.
 func killIn(pid int, path string) error {
 	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) { // gone, but its number is still a session's
 		return nil
 	}
 	if err != nil {
