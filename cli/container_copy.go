@@ -27,7 +27,7 @@ func copyCommand(env *Env) *cobra.Command {
 			return copyFiles(ctx, env, e, copyRequest{args[0], args[1], o, quiet})
 		}),
 	}
-	c.Flags().BoolVarP(&o.Archive, "archive", "a", false, "keep owners, and setuid and setgid bits")
+	c.Flags().BoolVarP(&o.Archive, "archive", "a", false, "keep owners, setuid and setgid bits, and extended attributes")
 	c.Flags().BoolVarP(&o.Follow, "follow-link", "L", false, "copy what SOURCE leads to, should it be a link")
 	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "say nothing on success")
 	return c

@@ -49,11 +49,12 @@ func (i IDs) inside(id uint32) int {
 }
 
 func (i IDs) outside(id int) (int, error) {
-	if i.Count == 0 {
-		return id, nil
+	last := int64(1<<32 - 2) // the kernel takes the one above for "none", and cuts off what is higher (chown(2))
+	if i.Count > 0 {
+		last = int64(i.Count) - 1
 	}
-	if id < 0 || id >= int(i.Count) {
-		return 0, fmt.Errorf("id %d is outside 0..%d", id, i.Count-1)
+	if id < 0 || int64(id) > last {
+		return 0, fmt.Errorf("id %d is outside 0..%d", id, last)
 	}
 	return int(i.Base) + id, nil
 }
@@ -69,6 +70,15 @@ type Tree struct {
 
 // New makes a tree of the directory root, which it owns from here on.
 func New(root int, ids IDs) *Tree { return &Tree{root: root, ids: ids} }
+
+// Open makes a tree of a directory of this machine, without a translation.
+func Open(dir string) (*Tree, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, pathError("open", dir, err)
+	}
+	return New(fd, IDs{}), nil
+}
 
 // Close gives the directory back.
 func (t *Tree) Close() error { return unix.Close(t.root) }
