@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"naru/sandbox"
+	"naru/sandbox/runtime/seccomp"
 )
 
 // isolationFlags are the flags of run and create about limits, rights, namespaces
@@ -209,7 +210,7 @@ func (f *isolationFlags) securityFlags(c *sandbox.ContainerConfig) error {
 			if err != nil {
 				return fmt.Errorf("--security-opt %s: %w", s, err)
 			}
-			if c.Security.Seccomp, err = sandbox.ParseSeccomp(data); err != nil {
+			if c.Security.Seccomp, err = seccomp.ParseProfile(data); err != nil {
 				return fmt.Errorf("--security-opt %s: %w", s, err)
 			}
 		case key == "systempaths" && value == "unconfined":
