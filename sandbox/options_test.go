@@ -179,6 +179,26 @@ func TestSharedNamespaces(t *testing.T) {
 	}
 }
 
+// TestSessionKeyring looks for the session keyring that a container and its commands share;
+// that it is theirs, and nobody else's, is shown by the attacks.
+func TestSessionKeyring(t *testing.T) {
+	e := newEngine(t)
+	const list = "grep -o '^[0-9a-f]* .*_ses[.]'$HOSTNAME /proc/keys | sed 's/ .*_ses/ _ses/'"
+	c := sh(list + "; echo ready; sleep 60")
+	c.Security.ShowPaths, c.UserNS = true, UserNSHost // /proc/keys is masked, and shows keys of mapped users only
+	made := runReady(t, e, c)
+	seen, rest, _ := strings.Cut(logOf(t, e, made.ID), "\n")
+	if !strings.Contains(seen, " _ses."+made.ID[:12]) || rest != "ready\n" {
+		t.Errorf("the container sees %q", seen+" "+rest)
+	}
+	for range 2 {
+		code, err := e.Exec(t.Context(), made.ID, ExecOptions{Args: []string{"sh", "-c", "test \"$(" + list + ")\" = '" + seen + "'"}})
+		if code != 0 || err != nil {
+			t.Errorf("a command made another keyring: %d, %v", code, err)
+		}
+	}
+}
+
 // TestExecIsNoLessConfined runs a command in containers that have less than the
 // default.
 func TestExecIsNoLessConfined(t *testing.T) {

@@ -101,6 +101,7 @@ func (c *creation) run(ctx context.Context) (*Container, error) {
 			return nil, err
 		}
 	}
+	got.keyring = keyringOf(c.ID)
 	c.prog.init(c.Spec, got)
 	c.launch.Flags = flags
 	c.prog.files = loosen.Apply(ctx, c.prog.files)
