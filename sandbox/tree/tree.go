@@ -25,6 +25,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/internal/openat"
 )
 
 // ErrKernelFile says that a path lies on a file system whose files are the
@@ -140,18 +142,11 @@ func (t *Tree) openPath(name string, follow bool) (int, error) {
 	return openIn(t.root, name, flags, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
 }
 
-// openIn is openat2(2). EAGAIN says that something on the way was renamed at the same time.
 func openIn(dir int, name string, flags, resolve uint64) (int, error) {
 	if name = strings.TrimLeft(name, "/"); name == "" {
 		name = "."
 	}
-	const most = 128
-	for try := 0; ; try++ {
-		fd, err := unix.Openat2(dir, name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve})
-		if err == nil || try == most || !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
-			return fd, err
-		}
-	}
+	return openat.Open(dir, name, flags, resolve)
 }
 
 // openNode gives a path descriptor of one entry of a directory.
