@@ -20,7 +20,7 @@ func copyCommand(env *Env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "cp [flags] CONTAINER:SOURCE DEST|-  or  SOURCE|- CONTAINER:DEST",
 		Short: "Copy files between a container and the host",
-		Long: "Copy files between a container, running or not, and the host. '-' is a tar on standard input or output.\n" +
+		Long: "Copy files between a container, running or not, and the host. '-' is a tar on standard input, which may be compressed, or output.\n" +
 			"A directory that exists is copied into; SOURCE/. is the content of a directory.",
 		Args: cobra.ExactArgs(2),
 		RunE: withEngine(env, func(ctx context.Context, e *sandbox.Engine, args []string) error {

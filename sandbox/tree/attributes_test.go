@@ -3,6 +3,7 @@ package tree
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -260,6 +261,40 @@ func TestOtherProgramsReadSparse(t *testing.T) {
 		data, err := os.ReadFile(to + "/sparse")
 		if err != nil || len(data) != 8<<20 || string(data[1<<20:1<<20+4]) != "data" || blocks(t, to+"/sparse") > 1<<20 {
 			t.Errorf("%v: %d bytes, %v", format, len(data), err)
+		}
+	}
+}
+
+// TestCompressed unpacks compressed tars; what is cut off or damaged behind the end of the
+// tar is noticed, too.
+func TestCompressed(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("owners need root")
+	}
+	var plain, packed bytes.Buffer
+	from := t.TempDir()
+	write(t, from+"/file", "content")
+	z := gzip.NewWriter(&packed)
+	err := openTree(t, from, IDs{}).Pack(t.Context(), &plain, "/", PackOptions{})
+	if err == nil {
+		_, err = z.Write(append(plain.Bytes(), make([]byte, 8192)...)) // tar(1) fills up to 10 KiB
+	}
+	if err := errors.Join(err, z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	to := t.TempDir()
+	in := bytes.NewReader(packed.Bytes())
+	if err := openTree(t, to, IDs{}).Unpack(t.Context(), in, "", UnpackOptions{}); err != nil || in.Len() > 0 {
+		t.Errorf("%v, %d bytes were not read", err, in.Len())
+	}
+	if data, err := os.ReadFile(to + "/file"); string(data) != "content" || err != nil {
+		t.Errorf("%q, %v", data, err)
+	}
+	damaged := bytes.Clone(packed.Bytes())
+	damaged[len(damaged)-8] ^= 1 // its CRC32
+	for _, data := range [][]byte{damaged, packed.Bytes()[:packed.Len()-8]} {
+		if err := openTree(t, t.TempDir(), IDs{}).Unpack(t.Context(), bytes.NewReader(data), "", UnpackOptions{}); err == nil {
+			t.Error("a damaged stream was taken")
 		}
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"naru/internal/decompress"
 )
 
 // UnpackOptions are the choices of one Unpack.
@@ -25,7 +27,9 @@ type UnpackOptions struct {
 
 // Unpack makes the entries of a tar below the directory name. A file replaces
 // what is no directory, a directory goes on with one that exists; the other
-// cases, and devices, are errors, as is a tar without its end. It reads r up to there.
+// cases, and devices, are errors, as is a tar without its end. The tar may be compressed
+// (package decompress). It reads r to its end, so that whoever writes it can finish, and
+// the checksum of a compression is looked at.
 func (t *Tree) Unpack(ctx context.Context, r io.Reader, name string, o UnpackOptions) error {
 	return t.asOwner(func() error {
 		base, err := openIn(t.root, name, unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
@@ -33,10 +37,18 @@ func (t *Tree) Unpack(ctx context.Context, r io.Reader, name string, o UnpackOpt
 			return pathError("open", name, err)
 		}
 		defer unix.Close(base)
-		u := &unpacker{t: t, base: base, dest: name, o: o, in: &source{r: r}, dirs: map[string]dirEnd{}, buf: make([]byte, 128<<10)}
+		plain, _, err := decompress.Open(r)
+		if err != nil {
+			return fmt.Errorf("read tar: %w", err)
+		}
+		defer plain.Close() // read only: nothing can be lost
+		u := &unpacker{t: t, base: base, dest: name, o: o, in: &source{r: plain}, dirs: map[string]dirEnd{}, buf: make([]byte, 128<<10)}
 		u.tar = tar.NewReader(u.in)
 		if err := u.run(ctx); err != nil {
 			return err
+		}
+		if _, err := io.Copy(io.Discard, u.in); err != nil {
+			return fmt.Errorf("read tar: %w", err)
 		}
 		return u.finishDirs()
 	})
