@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -252,9 +253,24 @@ func TestCopyKeepsAttributes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// Before Linux 6.2 a container, too, sees the ids of lists in its layers as they are on disk: as nobody.
+	listsRead := func(state string) bool {
+		var name unix.Utsname
+		var kernel, major int
+		if err := unix.Uname(&name); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &kernel, &major); err != nil {
+			t.Fatal(err)
+		}
+		return state == "stopped" || kernel > 6 || kernel == 6 && major >= 2
+	}
 	check := func(path string) {
 		t.Helper()
 		for name, want := range attrs {
+			if strings.Contains(name, "acl") && !listsRead(filepath.Base(path)) {
+				continue
+			}
 			got := make([]byte, 256)
 			n, err := unix.Getxattr(path, name, got)
 			if err != nil || string(got[:n]) != want {
