@@ -4,8 +4,8 @@ GOARCH  := $(shell $(GO) env GOARCH)
 INIT    := sandbox/runtime/embedded/naru-init-$(GOARCH)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 RUNTIME := nginx git busybox-static ca-certificates
-TESTING := $(RUNTIME) gcc libc6-dev docker-registry umoci skopeo runc iproute2 nftables procps musl-tools
-VM      := $(TESTING) qemu-system-x86 e2fsprogs kmod xz-utils
+TESTING := $(RUNTIME) gcc libc6-dev docker-registry umoci skopeo runc iproute2 nftables procps musl-tools xz-utils bzip2 zstd
+VM      := $(TESTING) qemu-system-x86 e2fsprogs kmod
 
 comma := ,
 

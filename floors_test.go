@@ -30,7 +30,10 @@ var floors = [][]string{
 // beside lists the imports that are allowed inside a floor: from → to.
 var beside = map[string][]string{
 	"sandbox/build":                        {"sandbox/image", "sandbox/image/layer", "sandbox/runtime/overlay", "sandbox/internal/diskuse"},
-	"sandbox/runtime":                      {"sandbox/monitor", "sandbox/internal/loosen"}, // so that tests can take a mitigation away
+	"sandbox/tree":                         {"sandbox/internal/xattr", "sandbox/internal/openat"},
+	"sandbox/image/layer":                  {"sandbox/internal/xattr", "sandbox/internal/openat"},
+	"sandbox/volume":                       {"sandbox/tree"},                                                          // a volume travels as any tree does
+	"sandbox/runtime":                      {"sandbox/monitor", "sandbox/internal/openat", "sandbox/internal/loosen"}, // so that tests can take a mitigation away
 	"sandbox/runtime/launch":               {"sandbox/monitor"},
 	"sandbox/runtime/launch/cmd/naru-init": {"sandbox/runtime/launch"},
 	"sandbox/monitor":                      {"sandbox/runtime/launch/step"},

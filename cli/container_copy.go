@@ -20,14 +20,14 @@ func copyCommand(env *Env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "cp [flags] CONTAINER:SOURCE DEST|-  or  SOURCE|- CONTAINER:DEST",
 		Short: "Copy files between a container and the host",
-		Long: "Copy files between a container, running or not, and the host. '-' is a tar on standard input or output.\n" +
+		Long: "Copy files between a container, running or not, and the host. '-' is a tar on standard input, which may be compressed, or output.\n" +
 			"A directory that exists is copied into; SOURCE/. is the content of a directory.",
 		Args: cobra.ExactArgs(2),
 		RunE: withEngine(env, func(ctx context.Context, e *sandbox.Engine, args []string) error {
 			return copyFiles(ctx, env, e, copyRequest{args[0], args[1], o, quiet})
 		}),
 	}
-	c.Flags().BoolVarP(&o.Archive, "archive", "a", false, "keep owners, and setuid and setgid bits")
+	c.Flags().BoolVarP(&o.Archive, "archive", "a", false, "keep owners, setuid and setgid bits, and extended attributes")
 	c.Flags().BoolVarP(&o.Follow, "follow-link", "L", false, "copy what SOURCE leads to, should it be a link")
 	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "say nothing on success")
 	return c

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"naru/sandbox"
+	"naru/sandbox/runtime/seccomp"
 )
 
 // isolationFlags are the flags of run and create about limits, rights, namespaces
@@ -35,7 +36,7 @@ func (f *isolationFlags) define(flags *pflag.FlagSet, c *sandbox.ContainerConfig
 	flags.StringArrayVar(&f.annotations, "annotation", nil, "annotation KEY=value of the OCI spec")
 	flags.StringArrayVar(&f.capAdd, "cap-add", nil, "capability to add, or ALL")
 	flags.StringArrayVar(&f.capDrop, "cap-drop", nil, "capability to drop, or ALL")
-	flags.StringArrayVar(&f.securityOpts, "security-opt", nil, "no-new-privileges[=false], seccomp=FILE|unconfined, systempaths=unconfined")
+	flags.StringArrayVar(&f.securityOpts, "security-opt", nil, "no-new-privileges[=false], seccomp=FILE|builtin|unconfined, systempaths=unconfined")
 	flags.StringArrayVar(&f.devices, "device", nil, "device of the host: HOST[:CONTAINER[:rwm]]")
 	flags.StringArrayVar(&f.deviceRules, "device-cgroup-rule", nil, "devices that may be used: 'c 13:* rw'")
 	flags.StringArrayVar(&f.sysctls, "sysctl", nil, "kernel parameter KEY=value of a namespace of the container's own")
@@ -204,12 +205,14 @@ func (f *isolationFlags) securityFlags(c *sandbox.ContainerConfig) error {
 			c.Security.NewPrivileges = true
 		case key == "seccomp" && value == "unconfined":
 			c.Security.NoSeccomp = true
+		case key == "seccomp" && value == "builtin": // Docker's word for the default
+			c.Security.Seccomp, c.Security.NoSeccomp = nil, false
 		case key == "seccomp" && value != "":
 			data, err := os.ReadFile(value)
 			if err != nil {
 				return fmt.Errorf("--security-opt %s: %w", s, err)
 			}
-			if c.Security.Seccomp, err = sandbox.ParseSeccomp(data); err != nil {
+			if c.Security.Seccomp, err = seccomp.ParseProfile(data); err != nil {
 				return fmt.Errorf("--security-opt %s: %w", s, err)
 			}
 		case key == "systempaths" && value == "unconfined":
@@ -220,7 +223,7 @@ func (f *isolationFlags) securityFlags(c *sandbox.ContainerConfig) error {
 			}
 			return fmt.Errorf("--security-opt %s: labels of SELinux and AppArmor are not supported", s)
 		default:
-			return fmt.Errorf("--security-opt %q: want no-new-privileges[=false], seccomp=FILE|unconfined or systempaths=unconfined", s)
+			return fmt.Errorf("--security-opt %q: want no-new-privileges[=false], seccomp=FILE|builtin|unconfined or systempaths=unconfined", s)
 		}
 	}
 	return nil

@@ -20,7 +20,7 @@ func imageImport(env *Env) *cobra.Command {
 	changes, message, platform := []string{}, "", ""
 	c := &cobra.Command{
 		Use:   "import FILE|- [NAME]",
-		Short: "Make an image of a root file system tarball",
+		Short: "Make an image of a root file system tarball: plain, gzip, bzip2, xz or zstd",
 		Args:  cobra.RangeArgs(1, 2),
 		RunE: withEngine(env, func(ctx context.Context, e *sandbox.Engine, args []string) error {
 			config, err := importConfig(changes)

@@ -40,7 +40,7 @@ func (s *ociStart) bundleFlags(c *cobra.Command) {
 	s.flags(c)
 	c.Flags().StringVarP(&s.bundle, "bundle", "b", ".", "directory of the bundle")
 	c.Flags().BoolVar(&s.noPivot, "no-pivot", false, "refused: a container without pivot_root is not one")
-	c.Flags().BoolVar(&s.noKeyring, "no-new-keyring", false, "refused: a container has a session keyring of its own")
+	c.Flags().BoolVar(&s.noKeyring, "no-new-keyring", false, "leave the caller's session keyring to the container")
 }
 
 func (o *ociEnv) createCommand() *cobra.Command {
@@ -52,7 +52,7 @@ func (o *ociEnv) createCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return startExit(r.Create(c.Context(), oci.CreateOptions{ID: args[0], Bundle: s.bundle, PidFile: s.pidFile, IO: io}))
+			return startExit(r.Create(c.Context(), oci.CreateOptions{ID: args[0], Bundle: s.bundle, PidFile: s.pidFile, KeepKeyring: s.noKeyring, IO: io}))
 		}),
 	}
 	s.bundleFlags(c)
@@ -77,9 +77,6 @@ func (o *ociEnv) runCommand() *cobra.Command {
 func (o *ociEnv) io(s *ociStart) (oci.IO, error) {
 	if s.noPivot {
 		return oci.IO{}, usage("--no-pivot: not supported")
-	}
-	if s.noKeyring {
-		return oci.IO{}, usage("--no-new-keyring: not supported")
 	}
 	conn := oci.IO{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 	if s.console != "" {
@@ -118,7 +115,7 @@ func (o *ociEnv) run(ctx context.Context, r oci.Runtime, s *ociStart, id string)
 	if err != nil {
 		return err
 	}
-	if err := r.Create(ctx, oci.CreateOptions{ID: id, Bundle: s.bundle, PidFile: s.pidFile, IO: conn}); err != nil {
+	if err := r.Create(ctx, oci.CreateOptions{ID: id, Bundle: s.bundle, PidFile: s.pidFile, KeepKeyring: s.noKeyring, IO: conn}); err != nil {
 		return err
 	}
 	err = o.startAndWait(ctx, r, s, id, t)

@@ -239,7 +239,7 @@ func volumeImport(env *Env) *cobra.Command {
 	replace := false
 	c := &cobra.Command{
 		Use:   "import VOLUME [FILE|-]",
-		Short: "Create a volume from a tar, or give one the content of a tar",
+		Short: "Create a volume from a tar, plain or compressed, or give one its content",
 		Args:  cobra.RangeArgs(1, 2),
 		RunE: withEngine(env, func(ctx context.Context, e *sandbox.Engine, args []string) error {
 			from := os.Stdin

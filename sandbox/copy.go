@@ -21,7 +21,7 @@ type CopyPlace struct{ Container, Path string }
 
 // CopyOptions are the choices of one Copy.
 type CopyOptions struct {
-	Archive bool // keep owners, and setuid and setgid bits
+	Archive bool // keep owners, setuid and setgid bits, and extended attributes
 	Follow  bool // copy what the source leads to, should it be a link
 }
 
@@ -58,11 +58,8 @@ func (e *Engine) openPlace(ctx context.Context, p CopyPlace) (*openedTree, error
 		if !filepath.IsAbs(p.Path) {
 			return nil, fmt.Errorf("path %q on the host is not absolute", p.Path)
 		}
-		fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return nil, &os.PathError{Op: "open", Path: "/", Err: err}
-		}
-		return &openedTree{Tree: tree.New(fd, tree.IDs{})}, nil
+		t, err := tree.Open("/")
+		return &openedTree{Tree: t}, err
 	}
 	id, err := e.resolve(p.Container)
 	if err != nil {
@@ -122,20 +119,9 @@ func copyTrees(ctx context.Context, src, dst *tree.Tree, p plannedCopy) error {
 	if err != nil {
 		return err
 	}
-	read, write := io.Pipe()
-	packed := make(chan error, 1)
-	go func() {
-		err := src.Pack(ctx, write, p.from, tree.PackOptions{As: name, Follow: p.options.Follow})
-		_ = write.CloseWithError(err) // never fails (io.Pipe)
-		packed <- err
-	}()
-	err = dst.Unpack(ctx, read, dir, tree.UnpackOptions{Owner: p.owner, Setid: p.options.Archive})
-	_ = read.CloseWithError(err) // never fails (io.Pipe)
-	packErr := <-packed
-	if err != nil && (packErr == nil || errors.Is(packErr, err)) {
-		return err // the source was only told to stop
-	}
-	return packErr
+	return src.CopyTo(ctx, p.from, tree.PackOptions{As: name, Follow: p.options.Follow}, tree.Place{
+		Tree: dst, Dir: dir, Options: tree.UnpackOptions{Owner: p.owner, Archive: p.options.Archive},
+	})
 }
 
 // CopyOut writes a file or directory of a container as a tar.
@@ -162,7 +148,7 @@ func (e *Engine) CopyIn(ctx context.Context, to CopyPlace, o CopyOptions, r io.R
 	if err != nil {
 		return fmt.Errorf("copy: %w", err)
 	}
-	err = dst.Unpack(ctx, r, to.Path, tree.UnpackOptions{Owner: owner(to, o), Setid: o.Archive})
+	err = dst.Unpack(ctx, r, to.Path, tree.UnpackOptions{Owner: owner(to, o), Archive: o.Archive})
 	if err = errors.Join(err, dst.Close()); err != nil {
 		return fmt.Errorf("copy: %w", err)
 	}
@@ -177,7 +163,7 @@ func (e *Engine) Export(ctx context.Context, ref string, w io.Writer) error {
 		return fmt.Errorf("export: %w", err)
 	}
 	defer src.Close() // read only: nothing can be lost
-	if err := src.Pack(ctx, w, "/", tree.PackOptions{OneMount: true, Capabilities: true}); err != nil {
+	if err := src.Pack(ctx, w, "/", tree.PackOptions{OneMount: true}); err != nil {
 		return fmt.Errorf("export: %w", err)
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"naru/sandbox/image"
 )
@@ -225,5 +228,81 @@ func checkExport(t *testing.T, state string, r io.Reader) {
 		if _, ok := found[name]; ok != want {
 			t.Errorf("%s: %s is in the export: %t, want %t", state, name, ok, want)
 		}
+	}
+}
+
+// TestCopyKeepsAttributes copies a file with a capability, an access list and an attribute of
+// a user into containers, running and stopped, and back; on disk they are the container's.
+func TestCopyKeepsAttributes(t *testing.T) {
+	e := newEngine(t)
+	made := runReady(t, e, sh("echo ready; sleep 60"))
+	capability := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" // net_bind_service, effective
+	// Owner, the user 7, the group, the mask, others.
+	acl := "\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff" + "\x02\x00\x04\x00\x07\x00\x00\x00" +
+		"\x04\x00\x04\x00\xff\xff\xff\xff" + "\x10\x00\x04\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff"
+	attrs := map[string]string{"security.capability": capability, "system.posix_acl_access": acl, "user.note": "kept"}
+	host := t.TempDir()
+	src := host + "/src"
+	if err := os.WriteFile(src, []byte("x"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range attrs {
+		if err := unix.Setxattr(src, name, []byte(value), 0); errors.Is(err, unix.ENOTSUP) {
+			t.Skip("the file system of the tests has no extended attributes")
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Before Linux 6.2 a container, too, sees the ids of lists in its layers as they are on disk: as nobody.
+	listsRead := func(state string) bool {
+		var name unix.Utsname
+		var kernel, major int
+		if err := unix.Uname(&name); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &kernel, &major); err != nil {
+			t.Fatal(err)
+		}
+		return state == "stopped" || kernel > 6 || kernel == 6 && major >= 2
+	}
+	check := func(path string) {
+		t.Helper()
+		for name, want := range attrs {
+			if strings.Contains(name, "acl") && !listsRead(filepath.Base(path)) {
+				continue
+			}
+			got := make([]byte, 256)
+			n, err := unix.Getxattr(path, name, got)
+			if err != nil || string(got[:n]) != want {
+				t.Errorf("%s: %s is %q, %v; want %q", path, name, got[:max(n, 0)], err, want)
+			}
+		}
+	}
+	for _, state := range []string{"running", "stopped"} {
+		mustState(t, e, made.ID, state)
+		in := CopyPlace{made.ID, "/srv/" + state}
+		back := CopyPlace{Path: host + "/" + state}
+		err := e.Copy(t.Context(), CopyPlace{Path: src}, in, CopyOptions{Archive: true})
+		if err == nil {
+			err = e.Copy(t.Context(), in, back, CopyOptions{Archive: true})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(back.Path)
+		var st unix.Stat_t
+		if err := unix.Stat(back.Path, &st); err != nil || st.Mode&0o7777 != 0o640 {
+			t.Errorf("%s: mode %o, %v", back.Path, st.Mode, err)
+		}
+		if err := e.Stop(t.Context(), made.ID, -1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(filepath.Join(e.upper(made.ID), "srv/stopped"))
+	// Its root is 0 on disk, whichever version says so.
+	got := make([]byte, 64)
+	n, err := unix.Getxattr(filepath.Join(e.upper(made.ID), "srv/running"), "security.capability", got)
+	if err != nil || n < 20 || string(got[4:20]) != capability[4:] || strings.Trim(string(got[20:n]), "\x00") != "" {
+		t.Errorf("on disk: %q, %v", got[:max(n, 0)], err)
 	}
 }

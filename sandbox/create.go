@@ -271,7 +271,7 @@ func (e *Engine) intend(ctx context.Context, r *record, b *birth) error {
 	err := e.claims(ctx, r)
 	if err == nil {
 		e.step("claimed")
-		err = e.fillDir(r, b.tmp)
+		err = e.fillDir(ctx, r, b.tmp)
 	}
 	if err != nil {
 		cleanup, cancel := afterwards(ctx)
@@ -302,8 +302,8 @@ func (e *Engine) claims(ctx context.Context, r *record) error {
 }
 
 // fillDir writes the container's files and gives the directory its name.
-func (e *Engine) fillDir(r *record, tmp string) error {
-	if err := e.makeVolumes(r); err != nil {
+func (e *Engine) fillDir(ctx context.Context, r *record, tmp string) error {
+	if err := e.makeVolumes(ctx, r); err != nil {
 		return err
 	}
 	for _, d := range []string{"upper", "work"} {

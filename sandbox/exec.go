@@ -59,9 +59,13 @@ func (e *Engine) Exec(ctx context.Context, ref string, o ExecOptions) (code int,
 	if err != nil {
 		return 0, fmt.Errorf("exec in container %s: %w", short(id), err)
 	}
+	policy, err := r.Config.Security.policy(process)
+	if err != nil {
+		return 0, fmt.Errorf("exec in container %s: %w", short(id), err)
+	}
 	e.emit(r, "exec_start", "execCommand", strings.Join(o.Args, " "))
 	exit, err := rt.Exec(ctx, runtime.ExecConfig{
-		Process: process, Seccomp: r.Config.Security.Seccomp, NoSeccomp: r.Config.Security.NoSeccomp,
+		Process: process, Seccomp: policy, NoSeccomp: r.Config.Security.NoSeccomp,
 		Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr,
 		Terminal: o.Terminal, Detach: o.Detach,
 	})

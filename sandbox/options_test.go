@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"naru/sandbox/runtime"
+	"naru/sandbox/runtime/seccomp"
 )
 
 func TestOptionsReachTheContainer(t *testing.T) {
@@ -33,10 +34,10 @@ func TestOptionsReachTheContainer(t *testing.T) {
 		{"new privileges", func(c *ContainerConfig) { c.Security.NewPrivileges = true }, "grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t0\n"},
 		{"no seccomp", func(c *ContainerConfig) { c.Security.NoSeccomp = true }, "grep Seccomp: /proc/self/status", "Seccomp:\t0\n"},
 		{"seccomp profile", func(c *ContainerConfig) {
-			c.Security.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir", "mkdirat"}, Action: specs.ActErrno}}}
+			c.Security.Seccomp = &seccomp.Profile{DefaultAction: specs.ActAllow, Syscalls: []seccomp.ProfileRule{{LinuxSyscall: specs.LinuxSyscall{Names: []string{"mkdir", "mkdirat"}, Action: specs.ActErrno}}}}
 		}, "mkdir /tmp/x 2>/dev/null || echo no", "no\n"},
 		{"seccomp flags", func(c *ContainerConfig) {
-			c.Security.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Flags: []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog, specs.LinuxSeccompFlagSpecAllow}}
+			c.Security.Seccomp = &seccomp.Profile{DefaultAction: specs.ActAllow, Flags: []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog, specs.LinuxSeccompFlagSpecAllow}}
 		}, "grep Seccomp: /proc/self/status", "Seccomp:\t2\n"},
 		{"paths", func(c *ContainerConfig) { c.Security.ShowPaths = true }, "grep -c ' /proc/' /proc/self/mounts", "0\n"},
 		{"sysctl", func(c *ContainerConfig) { c.Security.Sysctls = map[string]string{"kernel.shmmax": "4096"} }, "cat /proc/sys/kernel/shmmax", "4096\n"},
@@ -178,6 +179,26 @@ func TestSharedNamespaces(t *testing.T) {
 	}
 }
 
+// TestSessionKeyring looks for the session keyring that a container and its commands share;
+// that it is theirs, and nobody else's, is shown by the attacks.
+func TestSessionKeyring(t *testing.T) {
+	e := newEngine(t)
+	const list = "grep -o '^[0-9a-f]* .*_ses[.]'$HOSTNAME /proc/keys | sed 's/ .*_ses/ _ses/'"
+	c := sh(list + "; echo ready; sleep 60")
+	c.Security.ShowPaths, c.UserNS = true, UserNSHost // /proc/keys is masked, and shows keys of mapped users only
+	made := runReady(t, e, c)
+	seen, rest, _ := strings.Cut(logOf(t, e, made.ID), "\n")
+	if !strings.Contains(seen, " _ses."+made.ID[:12]) || rest != "ready\n" {
+		t.Errorf("the container sees %q", seen+" "+rest)
+	}
+	for range 2 {
+		code, err := e.Exec(t.Context(), made.ID, ExecOptions{Args: []string{"sh", "-c", "test \"$(" + list + ")\" = '" + seen + "'"}})
+		if code != 0 || err != nil {
+			t.Errorf("a command made another keyring: %d, %v", code, err)
+		}
+	}
+}
+
 // TestExecIsNoLessConfined runs a command in containers that have less than the
 // default.
 func TestExecIsNoLessConfined(t *testing.T) {
@@ -185,7 +206,7 @@ func TestExecIsNoLessConfined(t *testing.T) {
 	c := sh("sleep 600")
 	c.User = "plain"
 	c.Security.CapDrop = []string{"ALL"}
-	c.Security.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir", "mkdirat"}, Action: specs.ActErrno}}}
+	c.Security.Seccomp = &seccomp.Profile{DefaultAction: specs.ActAllow, Syscalls: []seccomp.ProfileRule{{LinuxSyscall: specs.LinuxSyscall{Names: []string{"mkdir", "mkdirat"}, Action: specs.ActErrno}}}}
 	made, err := e.Run(t.Context(), c, Stdio{})
 	if err != nil {
 		t.Fatal(err)
@@ -226,7 +247,7 @@ func TestRefusedOptions(t *testing.T) {
 		"is no device":     func(c *ContainerConfig) { c.Security.Devices = []Device{{"/etc/passwd", "/dev/x", "rwm"}} },
 		"directly in /dev": func(c *ContainerConfig) { c.Security.Devices = []Device{{"/dev/null", "/etc/x", "rwm"}} },
 		`listenerPath "/run/a"`: func(c *ContainerConfig) {
-			c.Security.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/run/a", Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir"}, Action: specs.ActNotify}}}
+			c.Security.Seccomp = &seccomp.Profile{DefaultAction: specs.ActAllow, ListenerPath: "/run/a", Syscalls: []seccomp.ProfileRule{{LinuxSyscall: specs.LinuxSyscall{Names: []string{"mkdir"}, Action: specs.ActNotify}}}}
 		},
 		`ipc "mine"`:         func(c *ContainerConfig) { c.Namespaces.IPC = "mine" },
 		"a host name cannot": func(c *ContainerConfig) { c.Namespaces.UTS, c.Hostname = "host", "h" },

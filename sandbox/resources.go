@@ -126,11 +126,16 @@ func (r *Resources) apply(s *specs.Spec) {
 	}
 	for i, m := range s.Mounts {
 		if m.Destination == "/dev/shm" && r.ShmSize > 0 {
-			options := slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return strings.HasPrefix(o, "size=") })
-			s.Mounts[i].Options = append(options, "size="+strconv.FormatInt(r.ShmSize, 10))
+			options := slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool {
+				return strings.HasPrefix(o, "size=") || strings.HasPrefix(o, "nr_inodes=")
+			})
+			s.Mounts[i].Options = append(options, "size="+strconv.FormatInt(r.ShmSize, 10), "nr_inodes="+strconv.FormatInt(max(minShmFiles, r.ShmSize/4096), 10))
 		}
 	}
 }
+
+// minShmFiles are as many as the default /dev/shm can have: one for each of its pages.
+const minShmFiles = 16384
 
 func (r *Resources) applyCPU(res *specs.LinuxResources) {
 	if r.CPUShares == 0 && r.CPUQuota == 0 && r.CPUPeriod == 0 && r.CpusetCPUs == "" && r.CpusetMems == "" {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"naru/internal/smallfile"
+	"naru/sandbox/internal/openat"
 	"naru/sandbox/runtime/overlay"
 )
 
@@ -76,10 +77,7 @@ func (v *rootView) Close() error { return unix.Close(v.fd) }
 // open opens a path without following it out of the root, through a magic link,
 // or into waiting for the other end of a pipe.
 func (v *rootView) open(path string, flags uint64) (*os.File, error) {
-	fd, err := unix.Openat2(v.fd, path, &unix.OpenHow{
-		Flags:   flags | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	fd, err := openat.Open(v.fd, path, flags|unix.O_NONBLOCK|unix.O_NOCTTY, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
 	if err != nil {
 		return nil, &os.PathError{Op: "openat2", Path: path, Err: err}
 	}

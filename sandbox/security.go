@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -24,7 +23,7 @@ type Security struct {
 	CapAdd        []string                  `json:"cap_add,omitempty"`  // "NET_ADMIN", "CAP_NET_ADMIN" or "ALL"
 	CapDrop       []string                  `json:"cap_drop,omitempty"` // likewise; what is added stays
 	NewPrivileges bool                      `json:"new_privileges,omitempty"`
-	Seccomp       *specs.LinuxSeccomp       `json:"seccomp,omitempty"`      // instead of the default policy
+	Seccomp       *seccomp.Profile          `json:"seccomp,omitempty"`      // instead of the default policy
 	NoSeccomp     bool                      `json:"no_seccomp,omitempty"`   // no policy at all
 	ShowPaths     bool                      `json:"show_paths,omitempty"`   // neither masked nor read-only paths in /proc and /sys
 	Devices       []Device                  `json:"devices,omitempty"`      // nodes of the host in /dev
@@ -41,14 +40,19 @@ type Device struct {
 
 // check refuses what could not be done.
 func (s *Security) check() error {
-	if _, err := capabilities(s.CapAdd, s.CapDrop); err != nil {
+	caps, err := capabilities(s.CapAdd, s.CapDrop)
+	if err != nil {
 		return err
 	}
 	if s.Seccomp != nil {
 		if s.NoSeccomp {
 			return errors.New("a seccomp profile and no seccomp exclude each other")
 		}
-		if err := checkProfile(s.Seccomp); err != nil {
+		policy, err := s.Seccomp.Resolve(caps)
+		if err == nil {
+			_, err = runtime.Filter(policy) // it would refuse at every start
+		}
+		if err != nil {
 			return fmt.Errorf("seccomp profile: %w", err)
 		}
 	}
@@ -136,6 +140,19 @@ func allOfBounding(p *specs.Process) *specs.LinuxCapabilities {
 	return &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
 }
 
+// policy is what the profile says for a process; nil without a profile. A kernel that was
+// changed since the container was made may change it, too.
+func (s *Security) policy(p *specs.Process) (*specs.LinuxSeccomp, error) {
+	if s.Seccomp == nil {
+		return nil, nil
+	}
+	var caps []string
+	if p.Capabilities != nil {
+		caps = p.Capabilities.Bounding
+	}
+	return s.Seccomp.Resolve(caps)
+}
+
 // apply writes the choices into the spec. The default seccomp policy is the one
 // that belongs to the capabilities.
 func (s *Security) apply(spec *specs.Spec) error {
@@ -143,7 +160,11 @@ func (s *Security) apply(spec *specs.Spec) error {
 	case s.NoSeccomp:
 		spec.Linux.Seccomp = nil
 	case s.Seccomp != nil:
-		spec.Linux.Seccomp = s.Seccomp
+		policy, err := s.policy(spec.Process)
+		if err != nil {
+			return err
+		}
+		spec.Linux.Seccomp = policy
 	case len(s.CapAdd) > 0 || len(s.CapDrop) > 0:
 		spec.Linux.Seccomp = seccomp.Default(spec.Process.Capabilities.Bounding)
 	}
@@ -241,25 +262,4 @@ func deviceNumber(s string) (*int64, error) {
 		err = strconv.ErrRange
 	}
 	return &n, err
-}
-
-// ParseSeccomp reads a profile: the seccomp part of an OCI spec. Docker's own
-// file format has conditions beside each entry, which would be lost: an error.
-func ParseSeccomp(data []byte) (*specs.LinuxSeccomp, error) {
-	p := new(specs.LinuxSeccomp)
-	dec := json.NewDecoder(strings.NewReader(string(data)))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(p); err != nil {
-		return nil, fmt.Errorf("read seccomp profile: %w", err)
-	}
-	if err := checkProfile(p); err != nil {
-		return nil, fmt.Errorf("read seccomp profile: %w", err)
-	}
-	return p, nil
-}
-
-// checkProfile refuses what the runtime would refuse at every start.
-func checkProfile(p *specs.LinuxSeccomp) error {
-	_, err := runtime.Filter(p)
-	return err
 }

@@ -172,7 +172,7 @@ func TestCopyDirCopiesLinksAndStaysInside(t *testing.T) {
 	outside := t.TempDir()
 	v := view(t, map[string]string{"data/file": "content", "data/sub/deep": "deep", "data/out": "-> " + outside, "link": "-> data", "plain": "x"})
 	to := t.TempDir()
-	if err := v.copyDir("/link", to); err != nil {
+	if err := v.copyDir(t.Context(), "/link", to); err != nil {
 		t.Fatal(err)
 	}
 	if data, err := os.ReadFile(filepath.Join(to, "sub/deep")); err != nil || string(data) != "deep" {
@@ -183,7 +183,7 @@ func TestCopyDirCopiesLinksAndStaysInside(t *testing.T) {
 	}
 	for _, path := range []string{"/missing", "/plain"} {
 		empty := t.TempDir()
-		if err := v.copyDir(path, empty); err != nil {
+		if err := v.copyDir(t.Context(), path, empty); err != nil {
 			t.Errorf("%s: %v", path, err)
 		}
 		if left, err := os.ReadDir(empty); err != nil || len(left) > 0 {

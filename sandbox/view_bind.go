@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/internal/openat"
 )
 
 // bindIdle attaches a host path below root, where a path of the image is resolved
@@ -65,5 +67,5 @@ func mountPoint(root int, target string, dir bool) (int, error) {
 }
 
 func openInRoot(root int, target string) (int, error) {
-	return unix.Openat2(root, target, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	return openat.Open(root, target, unix.O_PATH, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
 }

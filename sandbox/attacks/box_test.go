@@ -185,7 +185,7 @@ func (b *box) exec(c *runtime.Container, p *specs.Process) result {
 	out, err := os.CreateTemp(b.t.TempDir(), "out")
 	must(b.t, err)
 	defer out.Close()
-	e, err := c.Exec(b.context(), runtime.ExecConfig{Process: p, Stdout: out, Stderr: out})
+	e, err := c.Exec(b.context(), runtime.ExecConfig{Process: p, Seccomp: b.Spec.Linux.Seccomp, Stdout: out, Stderr: out})
 	if err != nil {
 		return result{code: -1, refused: err}
 	}

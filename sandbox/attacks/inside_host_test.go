@@ -247,6 +247,20 @@ func attackFill(args []string) error {
 	return f.Close()
 }
 
+// attackFiles makes more empty files than a tmpfs of 64 MiB has pages.
+func attackFiles(args []string) error {
+	for i := range 20_000 {
+		f, err := os.Create(args[0] + "/" + strconv.Itoa(i))
+		if err != nil {
+			return err
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // attackFlood writes 8 MiB of output.
 func attackFlood([]string) error {
 	line := []byte(strings.Repeat("x", 1<<16-1) + "\n")

@@ -28,7 +28,7 @@ func inside() map[string]func([]string) error {
 		"hostname": func(a []string) error { return unix.Sethostname([]byte(a[0])) }, "shm": attackShm, "mq": attackMQ,
 		"dial": attackDial, "root": attackRoot, "sleep": attackSleep, "fchmod": func([]string) error { return unix.Fchmod(0, 0) },
 		"tiocsti": attackTIOCSTI, "procat": attackProcAt, "device": attackDevice, "memory": attackMemory,
-		"fork": attackFork, "fill": attackFill, "flood": attackFlood, "fds": attackFDs, "writeat": attackWriteAt,
+		"fork": attackFork, "fill": attackFill, "files": attackFiles, "flood": attackFlood, "fds": attackFDs, "writeat": attackWriteAt,
 		"helper": attackHelper, "exe": attackExe, "setgroups": attackGroups, "write": attackWrite,
 		"unpack": attackUnpack, "walk": attackWalk, "engine": attackEngine, "serve": attackServe, "threads": attackThreads,
 	}
@@ -127,7 +127,11 @@ func printAll(r io.Reader) error {
 
 // attackKey reads a key of the user's keyring, which all containers of a user share.
 func attackKey(args []string) error {
-	id, err := unix.KeyctlSearch(unix.KEY_SPEC_USER_KEYRING, "user", args[0], 0)
+	ring, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	id, err := unix.KeyctlSearch(ring, "user", args[0], 0)
 	if err != nil {
 		return err
 	}

@@ -70,6 +70,10 @@ func moveAside() int {
 		Pdeathsig:  syscall.SIGKILL,
 	}
 	runtime.LockOSThread() // prctl(2): the signal comes when the parent's thread ends
+	if err := newSession(); err != nil {
+		fmt.Fprintln(os.Stderr, "attacks: session keyring:", err)
+		return 1
+	}
 	if err := cmd.Run(); err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {
@@ -79,6 +83,16 @@ func moveAside() int {
 		return 1
 	}
 	return 0
+}
+
+// newSession gives the thread a session keyring as pam_keyinit(8) gives it to who logs
+// in: with the user's keyring in it.
+func newSession() error {
+	if _, err := unix.KeyctlJoinSessionKeyring("naru-attacks"); err != nil {
+		return err
+	}
+	_, err := unix.KeyctlInt(unix.KEYCTL_LINK, unix.KEY_SPEC_USER_KEYRING, unix.KEY_SPEC_SESSION_KEYRING, 0, 0)
+	return err
 }
 
 // furnish gives the fresh namespaces a procfs, an empty /run, a loopback and nothing else.

@@ -44,7 +44,15 @@ func calls() []attack {
 		filtered("userfaultfd", "stops the kernel in the middle of a copy, which wins races", "userfaultfd", "", call(unix.SYS_USERFAULTFD, "1")),
 		filtered("perf_event_open", "watches the kernel's counters (CVE-2013-2094 and many after)", "perf_event_open", "PERFMON", call(unix.SYS_PERF_EVENT_OPEN, "0", "0", "-1", "-1", "0")),
 		filtered("io_uring", "a second way into the kernel that filters do not see", "io_uring_setup", "", call(unix.SYS_IO_URING_SETUP, "1", "0")),
-		withKey(filtered("keyring of the user", "reads a key of another container: keyrings know users, not containers", "keyctl", "", nil)),
+		withKey(filtered("keyring of the user", "reads a key of another container: keyrings know users, not containers", "keyctl", "", nil), unix.KEY_SPEC_USER_KEYRING),
+		withKey(attack{
+			name: "session keyring", what: "reads a key of the session that the container was started from, which is open to all who inherit it", mitigation: "a session keyring of its own",
+			base: allow("keyctl"), off: all(skip("join session keyring"), skip("open session keyring")),
+		}, unix.KEY_SPEC_SESSION_KEYRING),
+		execd(withKey(attack{
+			name: "session keyring of an exec", what: "the same by a command that an administrator runs in the container", mitigation: "a session keyring of its own",
+			base: allow("keyctl"), off: all(late(skip("join session keyring")), late(skip("open session keyring"))),
+		}, unix.KEY_SPEC_SESSION_KEYRING)),
 		filtered("add_key", "fills the key quota of the user's other containers", "add_key", "", call(unix.SYS_ADD_KEY, "0", "0", "0", "0", "0")),
 		filtered("AF_ALG", "the kernel's cryptography by a socket (copy.fail)", "socket", "", call(unix.SYS_SOCKET, "38", "5", "0")),
 		filtered("AF_VSOCK", "talks to the hypervisor past every network namespace", "socket", "", call(unix.SYS_SOCKET, "40", "1", "0")),
@@ -125,20 +133,44 @@ func kernelLog(b *box) {
 	b.leaks()
 }
 
-// withKey puts a key into the keyring of the tests' user.
-func withKey(a attack) attack {
-	a.hostIDs = true // another user namespace has other users, with keyrings of their own
+// withKey puts a key into a keyring of the tests.
+func withKey(a attack, ring int) attack {
+	a.hostIDs = ring == unix.KEY_SPEC_USER_KEYRING // another user namespace has other users, with keyrings of their own
 	a.setup = func(b *box) {
 		name := "naru-attack-" + b.ID
-		id, err := unix.AddKey("user", name, []byte(b.token), unix.KEY_SPEC_USER_KEYRING)
+		id, err := unix.AddKey("user", name, []byte(b.token), ring)
 		must(b.t, err)
 		b.t.Cleanup(func() {
-			if _, err := unix.KeyctlInt(unix.KEYCTL_UNLINK, id, unix.KEY_SPEC_USER_KEYRING, 0, 0); err != nil {
+			if _, err := unix.KeyctlInt(unix.KEYCTL_UNLINK, id, ring, 0, 0); err != nil {
 				b.t.Errorf("remove key: %v", err)
 			}
 		})
-		b.attack("key", name)
+		if ring == unix.KEY_SPEC_USER_KEYRING { // without possession it is the user's right that counts
+			const possessorAll, userAll = 0x3f000000, 0x3f0000
+			must(b.t, unix.KeyctlSetperm(id, possessorAll|userAll))
+		}
+		b.attack("key", name, strconv.Itoa(ring))
 		b.leaks()
+	}
+	return a
+}
+
+// execd runs the attack as one more process of a container.
+func execd(a attack) attack {
+	setup := a.setup
+	a.setup = func(b *box) {
+		setup(b)
+		args := b.Spec.Process.Args
+		b.attack("sleep", "30")
+		b.drive = func() result {
+			c, err := b.start()
+			must(b.t, err)
+			p := *b.Spec.Process
+			p.Args = args
+			b.steps = nil
+			all(b.late...)(b)
+			return b.exec(c, &p)
+		}
 	}
 	return a
 }
@@ -261,6 +293,14 @@ func limits() []attack {
 		{
 			name: "memory by /dev", what: "the same in /dev", mitigation: "the size of /dev",
 			setup: run("fill", "/dev/f"), off: all(withoutOption("/dev", "size="), withOption("/dev", "size=128m")),
+		},
+		{
+			name: "memory by empty files", what: "takes the kernel's memory by files in /dev/shm without content, which no size counts (here: 20,000)", mitigation: "the number of files of /dev/shm",
+			setup: run("files", "/dev/shm"), off: withoutOption("/dev/shm", "nr_inodes="),
+		},
+		{
+			name: "memory by empty files in /dev", what: "the same in /dev", mitigation: "the number of files of /dev",
+			setup: run("files", "/dev"), off: withoutOption("/dev", "nr_inodes="),
 		},
 		{
 			dies: true, name: "memory of temporary files", what: "files in /dev/shm that no size stops are charged to the container", mitigation: "the memory limit",

@@ -333,6 +333,7 @@ func files() []attack {
 		masked("interrupts", "measures key strokes and disks of the host by interrupt counts", "/proc/interrupts", "cat"),
 		masked("keys", "lists keys of the host's users", "/proc/keys", "cat"),
 		masked("firmware", "reads the machine's firmware tables", "/sys/firmware", "list"),
+		masked("thermal throttling", "learns when other programs of the machine work hard, by how often a processor was too hot", "/sys/devices/system/cpu/cpu0/thermal_throttle", "list"),
 		masked("ACPI", "reaches the machine's power switches", "/proc/acpi", "list"),
 		rawIO(masked("kernel memory", "reads all memory of the machine", "/proc/kcore", "cat")),
 		protected("core_pattern", "names a program for the host's kernel to run when a process dumps core", "/proc/sys/kernel/core_pattern", "/proc/sys"),

@@ -14,7 +14,7 @@ import (
 )
 
 // Import makes an image of one layer from the tar of a root file system, plain
-// or compressed by gzip or zstd. cfg says how to run it; Created is now if nil.
+// or compressed by gzip, zstd, xz or bzip2. cfg says how to run it; Created is now if nil.
 // The one entry of its History, or one that is made, says where it came from.
 // name may be empty.
 func (s *Store) Import(ctx context.Context, r io.Reader, name string, cfg Config) (Image, error) {

@@ -13,13 +13,14 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"naru/internal/decompress"
 	"naru/sandbox/image/layer"
 	"naru/sandbox/image/registry"
 )
 
 // Load reads the images of an archive: an OCI layout in a tar (skopeo
 // oci-archive, docker save since 25, Save) or a docker archive (docker save
-// before). The archive may be compressed by gzip or zstd. Names in it are
+// before). The archive may be compressed by gzip, zstd, xz or bzip2. Names in it are
 // given to the images, also if others had them.
 func (s *Store) Load(ctx context.Context, r io.Reader, o LoadOptions) ([]Image, error) {
 	images, err := s.load(ctx, o, func(a *archive) error { return a.stage(ctx, r) })
@@ -100,7 +101,7 @@ const maxArchiveEntries = 100_000
 
 func (a *archive) stage(ctx context.Context, r io.Reader) error {
 	count := &layer.Count{R: r}
-	plain, _, err := decompress(count)
+	plain, _, err := decompress.Open(count)
 	if err != nil {
 		return err
 	}

@@ -232,7 +232,7 @@ func (p *pushing) layer(ctx context.Context, info layerInfo) (desc ocispec.Descr
 	if err != nil {
 		return desc, err
 	}
-	if info.Blob != nil && (p.compression == "" || info.Blob.MediaType == kind) {
+	if info.asItCame() && (p.compression == "" || info.Blob.MediaType == kind) {
 		desc = ocispec.Descriptor{MediaType: info.Blob.MediaType, Digest: info.Blob.Digest, Size: info.Blob.Size}
 		return desc, p.send(ctx, info.DiffID, desc, p.store.blobPath(desc.Digest))
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+
+	"naru/internal/decompress"
 )
 
 // Put makes an image of a config and layers of the store, bottom first, and
@@ -186,8 +188,14 @@ func makeManifest(config []byte, infos []layerInfo) ([]byte, error) {
 // they were kept, else the plain tar that Pack makes. A layer that came as zstd
 // is written plain too: Docker reads zstd since 23 only.
 func (i layerInfo) descriptor() ocispec.Descriptor {
-	if i.Blob == nil || i.Blob.MediaType == ocispec.MediaTypeImageLayerZstd {
+	if !i.asItCame() || i.Blob.MediaType == ocispec.MediaTypeImageLayerZstd {
 		return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: i.DiffID, Size: i.Size}
 	}
 	return *i.Blob
+}
+
+// asItCame says whether the layer can be given away in the form it came in: xz and
+// bzip2 have no media type, and most that read images do not know them.
+func (i layerInfo) asItCame() bool {
+	return i.Blob != nil && i.Blob.MediaType != typeOf(decompress.XZ) && i.Blob.MediaType != typeOf(decompress.Bzip2)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"naru/internal/decompress"
 	"naru/sandbox/image/layer"
 )
 
@@ -320,7 +321,7 @@ func (s *Store) copyBlob(kept, want ocispec.Descriptor, w io.Writer) error {
 	}
 	r := io.NopCloser(f)
 	if want.Digest != kept.Digest {
-		if r, _, err = decompress(f); err != nil {
+		if r, _, err = decompress.Open(f); err != nil {
 			return errors.Join(err, f.Close())
 		}
 	}

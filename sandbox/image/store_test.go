@@ -42,7 +42,7 @@ func TestImportGetList(t *testing.T) {
 	created := epoch
 	cfg := Config{Created: &created, Config: RunConfig{ImageConfig: ocispec.ImageConfig{Cmd: []string{"sh"}}, Shell: []string{"/bin/bash"}}}
 	ids := map[digest.Digest]bool{}
-	for name, data := range map[string][]byte{"plain": tar, "gz": gz.Bytes(), "zst": zst.Bytes()} {
+	for name, data := range map[string][]byte{"plain": tar, "gz": gz.Bytes(), "zst": zst.Bytes(), "xz": packed(t, tar, "xz"), "bz2": packed(t, tar, "bzip2")} {
 		img, err := s.Import(ctx, bytes.NewReader(data), name, cfg)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
@@ -56,7 +56,7 @@ func TestImportGetList(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"gz:latest", "plain:latest", "zst:latest"}; !slices.Equal(img.Names, want) {
+	if want := []string{"bz2:latest", "gz:latest", "plain:latest", "xz:latest", "zst:latest"}; !slices.Equal(img.Names, want) {
 		t.Errorf("names %v, want %v", img.Names, want)
 	}
 	if img.Config.Config.Shell[0] != "/bin/bash" || img.Config.OS != "linux" || img.Size == 0 {

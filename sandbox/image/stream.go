@@ -1,19 +1,15 @@
 package image
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"naru/internal/decompress"
 	"naru/sandbox/image/layer"
 )
 
@@ -25,7 +21,9 @@ func unpackVerified(ctx context.Context, tree string, r io.Reader, diffID digest
 		return nil, err
 	}
 	count := &layer.Count{R: r}
-	plain, mediaType, err := decompress(count)
+	// By its first bytes rather than by a media type, which archives do not have and
+	// registries are known to get wrong.
+	plain, format, err := decompress.Open(count)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +44,7 @@ func unpackVerified(ctx context.Context, tree string, r io.Reader, diffID digest
 	if diffID != "" && info.DiffID != diffID {
 		return nil, fmt.Errorf("uncompressed it is %s", info.DiffID)
 	}
-	return &unpacked{tree: tree, info: info, implied: result.Implied, blob: ocispec.Descriptor{MediaType: mediaType}}, nil
+	return &unpacked{tree: tree, info: info, implied: result.Implied, blob: ocispec.Descriptor{MediaType: typeOf(format)}}, nil
 }
 
 // makeTree makes the directory of a layer. What the tar says of its root comes
@@ -58,36 +56,11 @@ func makeTree(dir string) error {
 	return os.Chmod(dir, 0o755) // whatever the umask is
 }
 
-var (
-	gzipMagic  = []byte{0x1f, 0x8b}
-	zstdMagic  = []byte{0x28, 0xb5, 0x2f, 0xfd}
-	bzip2Magic = []byte("BZh")
-	xzMagic    = []byte{0xfd, '7', 'z', 'X'}
-)
-
-// decompress looks at the first bytes rather than at a media type, which
-// archives do not have and registries are known to get wrong.
-func decompress(r io.Reader) (plain io.ReadCloser, mediaType string, err error) {
-	br := bufio.NewReaderSize(r, 64<<10)
-	head, err := br.Peek(4)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, "", err
+// typeOf is the media type of a layer in a compression. The last two are nobody's
+// standard: they stay in this store (layerInfo.asItCame).
+func typeOf(f decompress.Format) string {
+	if f == decompress.None {
+		return ocispec.MediaTypeImageLayer
 	}
-	switch {
-	case bytes.HasPrefix(head, gzipMagic):
-		plain, err = gzip.NewReader(br)
-		return plain, ocispec.MediaTypeImageLayerGzip, err
-	case bytes.HasPrefix(head, zstdMagic):
-		// The sender chooses the window, which is memory here; zstd --long=27 needs 128 MiB.
-		d, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
-		if err != nil {
-			return nil, "", err
-		}
-		return d.IOReadCloser(), ocispec.MediaTypeImageLayerZstd, nil
-	case bytes.HasPrefix(head, bzip2Magic):
-		return nil, "", errors.New("it is compressed by bzip2, which is not supported: want gzip, zstd or none")
-	case bytes.HasPrefix(head, xzMagic):
-		return nil, "", errors.New("it is compressed by xz, which is not supported: want gzip, zstd or none")
-	}
-	return io.NopCloser(br), ocispec.MediaTypeImageLayer, nil
+	return ocispec.MediaTypeImageLayer + "+" + string(f)
 }

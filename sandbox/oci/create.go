@@ -33,6 +33,8 @@ type CreateOptions struct {
 	Bundle string
 	// PidFile receives the init's pid, if not empty.
 	PidFile string
+	// KeepKeyring leaves the caller's session keyring to the container.
+	KeepKeyring bool
 	IO
 }
 
@@ -99,7 +101,7 @@ func (r Runtime) create(ctx context.Context, o CreateOptions, bundle string, spe
 	}
 	stops := false
 	c := runtime.SoloConfig{
-		ID: o.ID, Spec: spec, Bundle: bundle, StateDir: r.dir(o.ID), Cgroup: path,
+		ID: o.ID, Spec: spec, Bundle: bundle, StateDir: r.dir(o.ID), Cgroup: path, KeepKeyring: o.KeepKeyring,
 		Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr, Preserve: o.Preserve, Console: o.Console,
 		Listener: func(f *os.File, pid int) error {
 			return sendListener(f, spec.Linux.Seccomp, pid, state(pid, specs.StateCreating))

@@ -2,7 +2,9 @@ package oci_test
 
 import (
 	"encoding/json"
+	"errors"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -62,19 +64,40 @@ func agent(l *net.UnixListener, pid *uint32) (s specs.ContainerProcessState, err
 	if err := json.Unmarshal(text[:n], &s); err != nil {
 		return s, err
 	}
-	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fds[0]), Events: unix.POLLIN}}, 10_000); n != 1 {
+	if err := again(func() error {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fds[0]), Events: unix.POLLIN}}, 10_000)
+		if err == nil && n != 1 {
+			err = os.ErrDeadlineExceeded
+		}
+		return err
+	}); err != nil {
 		return s, err
 	}
 	var call notification
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fds[0]), unix.SECCOMP_IOCTL_NOTIF_RECV, uintptr(unsafe.Pointer(&call))); e != 0 {
-		return s, e
+	if err := notify(fds[0], unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&call)); err != nil {
+		return s, err
 	}
 	*pid = call.PID
 	reply := answer{ID: call.ID, Error: -int32(unix.EDQUOT)}
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fds[0]), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&reply))); e != 0 {
-		return s, e
+	return s, notify(fds[0], unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&reply))
+}
+
+// again repeats what a signal, here those of the Go scheduler, has cut short.
+func again(f func() error) error {
+	for {
+		if err := f(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
 	}
-	return s, nil
+}
+
+func notify(fd int, request uintptr, value unsafe.Pointer) error {
+	return again(func() error {
+		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(value)); e != 0 {
+			return e
+		}
+		return nil
+	})
 }
 
 // TestSeccompNotify shows that a listener and the container process state reach the

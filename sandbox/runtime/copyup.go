@@ -9,6 +9,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/internal/openat"
 )
 
 // copyUp makes a tmpfs that begins with what the image has at its place. Both sides
@@ -43,8 +45,7 @@ func (s *soloing) copyUp(m specs.Mount, o mountOptions, root *os.File) (*os.File
 }
 
 func copyImage(root *os.File, path string, to *os.File) error {
-	how := &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	fd, err := unix.Openat2(int(root.Fd()), strings.TrimLeft(path, "/"), how)
+	fd, err := openat.Open(int(root.Fd()), strings.TrimLeft(path, "/"), unix.O_RDONLY|unix.O_DIRECTORY, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
 	if errors.Is(err, unix.ENOENT) {
 		return nil // the image has nothing there
 	}

@@ -108,6 +108,7 @@ func (c *creation) run(ctx context.Context) (*Container, error) {
 			return nil, err
 		}
 	}
+	got.keyring = keyringOf(c.ID)
 	if err := c.steps(got); err != nil {
 		return nil, err
 	}

@@ -166,6 +166,7 @@ type entry struct {
 
 	namespaces     uint64 // to enter, CLONE_NEW*
 	mapped         bool   // a user namespace is among them
+	keyring        string // name of the container's session keyring; empty: none of its own
 	initial, final string // processors before and after entering the cgroup
 }
 
@@ -190,7 +191,7 @@ func boundingOf(p *specs.Process) []string {
 
 // execProgram is one more process of a container with a monitor.
 func (c *Container) execProgram(p *program, e entry, proc *specs.Process) step.Program {
-	e.namespaces, e.mapped = c.rec.Namespaces, c.rec.Mapped
+	e.namespaces, e.mapped, e.keyring = c.rec.Namespaces, c.rec.Mapped, keyringOf(c.rec.ID)
 	p.enter(e)
 	if proc.Terminal {
 		p.terminal(proc, regInside)
@@ -220,6 +221,7 @@ func (p *program) enter(e entry) {
 	p.add(step.Call("fork into pid namespace", unix.SYS_CLONE, step.I(unix.CLONE_PARENT|unix.CLONE_PARENT_SETTID|int(unix.SIGCHLD)),
 		step.I(0), step.Arg{Kind: step.Scratch, Val: report + 4}, step.I(0), step.I(0)).On(0, len(parent)))
 	p.add(parent...)
+	p.keyring(e.keyring)
 	if e.mapped {
 		p.becomeRoot()
 	}

@@ -30,6 +30,7 @@ const (
 	regRoot     // of the container that an exec enters
 	regRootAt   // where the root is attached
 	regLabel    // attr/exec, where the security label goes
+	regKeyring
 )
 
 // program collects the steps of a start and the descriptors that they use.

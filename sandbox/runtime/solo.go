@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -38,6 +39,8 @@ type SoloConfig struct {
 	Stdin, Stdout, Stderr *os.File
 	// Preserve become the process's descriptors 3, 4, ….
 	Preserve []*os.File
+	// KeepKeyring leaves the session keyring of the caller to the container.
+	KeepKeyring bool
 	// Halt runs the hooks that come after the mounts and before pivot_root.
 	Halt func(ctx context.Context, init Identity) error
 	// Console takes the master of the process's terminal, which it owns.
@@ -55,6 +58,8 @@ type Solo struct {
 	// Image is the device and inode of what the init is before execve: the tiny
 	// program. As long as /proc/<pid>/exe is that, nothing of the container has run.
 	Image string `json:"image"`
+	// Keyring is the name of the session keyring; empty: that of the caller.
+	Keyring string `json:"keyring,omitempty"`
 	// Steps are the names of the init's steps, for the one that may fail at the start.
 	Steps []string `json:"steps"`
 }
@@ -103,6 +108,10 @@ func (s *soloing) run(ctx context.Context) (err error) {
 	if err := s.bundleMounts(ctx, &got); err != nil {
 		return err
 	}
+	if !s.KeepKeyring {
+		s.init.Keyring = keyringOf(s.ID + "." + rand.Text())
+	}
+	got.keyring = s.init.Keyring
 	s.prog.init(s.SoloConfig.Spec, got)
 	s.launch.Name, s.launch.Solo, s.launch.Program = "naru:"+s.SoloConfig.ID, true, s.prog.steps
 	if err := s.monitor.launch(monitor.OpLaunch, s.launch, s.prog.files); err != nil {
@@ -297,7 +306,6 @@ func (s *soloing) fifos(*prepared) error {
 // descriptors are those of the process: standard streams and what is handed over.
 func (s *soloing) descriptors(got *prepared) (err error) {
 	spec := s.SoloConfig.Spec
-	s.solo.session = "_ses." + s.SoloConfig.ID
 	s.solo.halts = s.Halt != nil
 	if !spec.Process.Terminal {
 		owner := s.ids.uid(spec.Process.User.UID)

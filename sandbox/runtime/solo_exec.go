@@ -101,7 +101,7 @@ func (x *soloExec) prepare(init Solo) (err error) {
 	if e.namespaces, err = foreignNamespaces(init.Pid); err != nil {
 		return err
 	}
-	e.mapped = e.namespaces&unix.CLONE_NEWUSER != 0
+	e.mapped, e.keyring = e.namespaces&unix.CLONE_NEWUSER != 0, init.Keyring
 	if a := x.Process.ExecCPUAffinity; a != nil {
 		e.initial, e.final = a.Initial, a.Final
 	}
@@ -220,6 +220,7 @@ func RunInside(ctx context.Context, init Identity, h Inside) (Exit, error) {
 		}
 		e.stdio[i] = p.file(own)
 	}
+	p.newKeyring()
 	p.enter(e)
 	p.readyAndWait()
 	p.add(step.Call("setsid", unix.SYS_SETSID))

@@ -24,7 +24,6 @@ type solo struct {
 	listener     bool       // the seccomp filter has one
 	label        string     // written to labelFile
 	labelFile    string     // of the security module, below /proc
-	session      string     // name of the session keyring
 	devices      []specs.LinuxDevice
 	offsets      map[string]specs.LinuxTimeOffset
 	regs         struct {
@@ -76,10 +75,6 @@ func (p *program) enterMounts(s *solo) {
 	if s.rootPath != "" {
 		p.add(step.Call("open "+s.rootPath, unix.SYS_OPENAT, step.I(unix.AT_FDCWD), step.S(s.rootPath),
 			step.I(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)).Into(regRootAt))
-	}
-	if s.session != "" { // the caller's keys stay with the caller; a kernel may lack keyrings
-		p.add(step.Call("join session keyring", unix.SYS_KEYCTL, step.I(unix.KEYCTL_JOIN_SESSION_KEYRING), step.S(s.session)).
-			On(-int(unix.ENOSYS), 0).On(-int(unix.EPERM), 0).On(-int(unix.EDQUOT), 0))
 	}
 }
 

@@ -1,6 +1,8 @@
 package runtime
 
 import (
+	"path/filepath"
+
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"naru/sandbox/runtime/seccomp"
@@ -39,7 +41,7 @@ func DefaultSpec(userns *IDRange) *specs.Spec {
 			},
 			Resources:     &specs.LinuxResources{Devices: defaultDeviceRules()},
 			Seccomp:       seccomp.Default(defaultCaps()),
-			MaskedPaths:   maskedPaths(),
+			MaskedPaths:   append(maskedPaths(), thermalPaths("/sys")...),
 			ReadonlyPaths: []string{"/proc/bus", "/proc/dynamic_debug", "/proc/fs", "/proc/irq", "/proc/pressure", "/proc/sys", "/proc/sysrq-trigger"},
 			Sysctl:        map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"},
 		},
@@ -53,12 +55,14 @@ func DefaultSpec(userns *IDRange) *specs.Spec {
 	return s
 }
 
+// defaultMounts have a file for each page in a tmpfs: more could only be empty, and each takes a
+// kilobyte of the kernel's memory, which size= does not count.
 func defaultMounts() []specs.Mount {
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "strictatime", "mode=755", "size=65536k"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "strictatime", "mode=755", "size=65536k", "nr_inodes=16384"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
-		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
+		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k", "nr_inodes=16384"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
@@ -72,6 +76,13 @@ func maskedPaths() []string {
 		"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
 		"/sys/devices/virtual/powercap", "/sys/firmware",
 	}
+}
+
+// thermalPaths are the counters of processors that were too hot, which tell other programs of the
+// machine when it works hard (Docker masks them, too). Not every machine has them.
+func thermalPaths(sys string) []string {
+	found, _ := filepath.Glob(sys + "/devices/system/cpu/cpu[0-9]*/thermal_throttle") // only a bad pattern is an error
+	return found
 }
 
 // defaultDeviceRules deny all devices but those of the default /dev and terminals.

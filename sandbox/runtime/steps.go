@@ -27,7 +27,8 @@ type prepared struct {
 	filter *seccomp.Filter
 	solo   *solo // nil for a container with a monitor
 
-	supervise bool // an init of ours stays pid 1
+	keyring   string // name of the session keyring; empty: none of its own
+	supervise bool   // an init of ours stays pid 1
 }
 
 // init is the containment of a container, in order, on one screen.
@@ -39,6 +40,7 @@ func (p *program) init(spec *specs.Spec, got prepared) {
 	p.waitForParent()
 	p.enterCgroups(got.tasks)
 	p.enterMounts(got.solo)
+	p.keyring(got.keyring)
 	if mapOf(spec).mapped() {
 		p.becomeRoot()
 	}

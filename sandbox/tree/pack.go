@@ -7,29 +7,36 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/internal/xattr"
 )
 
 // PackOptions are the choices of one Pack.
 type PackOptions struct {
-	// As is the first name in the tar; empty: the content of a directory, without a name.
+	// As is the first name in the tar; empty: the content of a directory, without a name;
+	// ".": with what the directory itself has (UnpackOptions.Root).
 	As string
 	// Follow packs what a link at the end of the path leads to.
 	Follow bool
 	// OneMount packs what is mounted below the source as empty directories.
 	OneMount bool
-	// Capabilities keeps the file capabilities, which Unpack leaves out.
-	Capabilities bool
-	// Skip leaves paths below the source out, such as "etc/hosts".
-	Skip []string
+	// NoDevices leaves devices out, which Unpack refuses.
+	NoDevices bool
+	// Sparse writes files with large holes in GNU tar's format, which GNU tar, bsdtar,
+	// archive/tar and Unpack read, and BusyBox does not. Else holes are zeros.
+	Sparse bool
 }
 
-// Pack writes the file or directory name as a tar. Sockets are left out, and a
-// file that shrinks while it is read is filled up with zeros.
+// Pack writes the file or directory name as a tar, with the extended attributes that
+// belong to files. Sockets are left out, and a file that shrinks while it is read is
+// filled up with zeros.
 func (t *Tree) Pack(ctx context.Context, w io.Writer, name string, o PackOptions) error {
 	fd, err := t.openPath(name, o.Follow)
 	if err != nil {
@@ -39,7 +46,7 @@ func (t *Tree) Pack(ctx context.Context, w io.Writer, name string, o PackOptions
 	if kernel, err := kernelFS(fd); err != nil || kernel {
 		return pathError("copy", name, errors.Join(err, ErrKernelFile))
 	}
-	p := &packer{ids: t.ids, o: o, tar: tar.NewWriter(w), links: map[[2]uint64]string{}, buf: make([]byte, 128<<10)}
+	p := &packer{ids: t.ids, o: o, out: w, tar: tar.NewWriter(w), links: map[[2]uint64]string{}, buf: make([]byte, 128<<10)}
 	if p.mount, err = mountOf(fd); err != nil {
 		return pathError("copy", name, err)
 	}
@@ -52,7 +59,8 @@ func (t *Tree) Pack(ctx context.Context, w io.Writer, name string, o PackOptions
 type packer struct {
 	ids   IDs
 	o     PackOptions
-	tar   *tar.Writer
+	out   io.Writer
+	tar   *tar.Writer // on out
 	mount uint64
 	links map[[2]uint64]string // the first name of a file with several
 	buf   []byte
@@ -84,9 +92,13 @@ func (p *packer) entry(ctx context.Context, fd int, name string) error {
 	case unix.S_IFDIR:
 		return p.directory(ctx, fd, h)
 	case unix.S_IFREG:
-		return p.file(ctx, fd, h, st.Size)
+		return p.file(ctx, fd, h, &st)
 	case unix.S_IFSOCK:
 		return nil // means nothing without the process that listens
+	case unix.S_IFCHR, unix.S_IFBLK:
+		if p.o.NoDevices {
+			return nil
+		}
 	}
 	return p.special(fd, h, &st)
 }
@@ -113,45 +125,81 @@ func (p *packer) special(fd int, h *tar.Header, st *unix.Stat_t) (err error) {
 	return p.header(h)
 }
 
-func (p *packer) file(ctx context.Context, fd int, h *tar.Header, size int64) error {
+func (p *packer) file(ctx context.Context, fd int, h *tar.Header, st *unix.Stat_t) error {
 	f, err := reopen(fd, unix.O_RDONLY)
 	if err != nil {
 		return pathError("open", h.Name, err)
 	}
 	defer f.Close() // read only: nothing can be lost
-	h.Typeflag, h.Size = tar.TypeReg, size
-	if p.o.Capabilities {
-		value := make([]byte, 64) // a vfs_ns_cap_data has 24 bytes
-		if n, err := unix.Fgetxattr(int(f.Fd()), "security.capability", value); err == nil {
-			h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": string(value[:n])}
-		} else if !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
-			return pathError("read capabilities", h.Name, err)
+	h.Typeflag, h.Size = tar.TypeReg, st.Size
+	if err := p.attributes(f, h); err != nil {
+		return err
+	}
+	parts := []extent{{0, h.Size}}
+	if st.Blocks*512 < h.Size {
+		if parts, err = extents(f, h.Size); err != nil {
+			return pathError("read", h.Name, err)
 		}
+	}
+	if p.o.Sparse && h.Size-total(parts) >= minHoles && len(parts) <= maxExtents {
+		if err := p.sparseHeader(h, parts); err != nil {
+			return pathError("pack", h.Name, err)
+		}
+		for _, part := range parts {
+			if err := p.data(ctx, p.out, f, part); err != nil {
+				return pathError("read", h.Name, err)
+			}
+		}
+		return pathError("pack", h.Name, p.zeros(ctx, p.out, padding(total(parts))))
 	}
 	if err := p.header(h); err != nil {
 		return err
 	}
-	return pathError("read", h.Name, p.content(ctx, f, size))
+	at := int64(0)
+	for _, part := range append(parts, extent{h.Size, 0}) {
+		err := p.zeros(ctx, p.tar, part.at-at)
+		if err == nil {
+			err = p.data(ctx, p.tar, f, part)
+		}
+		if err != nil {
+			return pathError("read", h.Name, err)
+		}
+		at = part.at + part.size
+	}
+	return nil
 }
 
-// content copies size bytes, and asks between the chunks whether to go on.
-func (p *packer) content(ctx context.Context, r io.Reader, size int64) error {
-	for size > 0 {
+// data copies a part of f, and zeros for what is not there any more. It asks between
+// the chunks whether to go on.
+func (p *packer) data(ctx context.Context, w io.Writer, f io.ReaderAt, part extent) error {
+	for part.size > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		part := p.buf[:min(size, int64(len(p.buf)))]
-		n, err := io.ReadFull(r, part)
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			clear(part[n:])
-		} else if err != nil {
+		chunk := p.buf[:min(part.size, int64(len(p.buf)))]
+		n, err := f.ReadAt(chunk, part.at)
+		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
-		if _, err := p.tar.Write(part); err != nil {
+		clear(chunk[n:])
+		if _, err := w.Write(chunk); err != nil {
 			return err
 		}
-		size -= int64(len(part))
+		part.at, part.size = part.at+int64(len(chunk)), part.size-int64(len(chunk))
 	}
+	return nil
+}
+
+func (p *packer) zeros(ctx context.Context, w io.Writer, n int64) error {
+	return p.data(ctx, w, strings.NewReader(""), extent{0, n})
+}
+
+func (p *packer) attributes(f *os.File, h *tar.Header) error {
+	attrs, err := p.ids.attributesInside(int(f.Fd()))
+	if err != nil {
+		return pathError("pack", h.Name, err)
+	}
+	h.PAXRecords = xattr.ToRecords(attrs)
 	return nil
 }
 
@@ -159,34 +207,42 @@ func (p *packer) content(ctx context.Context, r io.Reader, size int64) error {
 // remain as empty directories.
 func (p *packer) directory(ctx context.Context, fd int, h *tar.Header) error {
 	name := h.Name
-	if name != "" {
-		h.Typeflag, h.Name = tar.TypeDir, name+"/"
-		if err := p.header(h); err != nil {
-			return err
-		}
-	}
-	if mount, err := mountOf(fd); err != nil || p.o.OneMount && mount != p.mount {
+	h.Typeflag, h.Name = tar.TypeDir, name+"/"
+	mount, err := mountOf(fd)
+	if err != nil {
 		return pathError("pack", name, err)
 	}
-	if kernel, err := kernelFS(fd); err != nil || kernel {
+	kernel, err := kernelFS(fd)
+	if err != nil {
 		return pathError("pack", name, err)
+	}
+	if kernel || p.o.OneMount && mount != p.mount {
+		return p.header(h)
 	}
 	dir, err := reopen(fd, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return pathError("open", name, err)
 	}
 	defer dir.Close() // read only: nothing can be lost
+	if name != "" {
+		if err := p.attributes(dir, h); err != nil {
+			return err
+		}
+		if err := p.header(h); err != nil {
+			return err
+		}
+	}
+	return p.children(ctx, dir, name)
+}
+
+func (p *packer) children(ctx context.Context, dir *os.File, name string) error {
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		return pathError("read directory", name, err)
 	}
 	slices.Sort(names)
 	for _, base := range names {
-		child := path.Join(name, base)
-		if slices.Contains(p.o.Skip, child) {
-			continue
-		}
-		if err := p.child(ctx, int(dir.Fd()), base, child); err != nil {
+		if err := p.child(ctx, int(dir.Fd()), base, path.Join(name, base)); err != nil {
 			return err
 		}
 	}

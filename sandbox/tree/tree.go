@@ -25,6 +25,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/internal/openat"
 )
 
 // ErrKernelFile says that a path lies on a file system whose files are the
@@ -49,11 +51,12 @@ func (i IDs) inside(id uint32) int {
 }
 
 func (i IDs) outside(id int) (int, error) {
-	if i.Count == 0 {
-		return id, nil
+	last := int64(1<<32 - 2) // the kernel takes the one above for "none", and cuts off what is higher (chown(2))
+	if i.Count > 0 {
+		last = int64(i.Count) - 1
 	}
-	if id < 0 || id >= int(i.Count) {
-		return 0, fmt.Errorf("id %d is outside 0..%d", id, i.Count-1)
+	if id < 0 || int64(id) > last {
+		return 0, fmt.Errorf("id %d is outside 0..%d", id, last)
 	}
 	return int(i.Base) + id, nil
 }
@@ -69,6 +72,15 @@ type Tree struct {
 
 // New makes a tree of the directory root, which it owns from here on.
 func New(root int, ids IDs) *Tree { return &Tree{root: root, ids: ids} }
+
+// Open makes a tree of a directory of this machine, without a translation.
+func Open(dir string) (*Tree, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, pathError("open", dir, err)
+	}
+	return New(fd, IDs{}), nil
+}
 
 // Close gives the directory back.
 func (t *Tree) Close() error { return unix.Close(t.root) }
@@ -130,18 +142,11 @@ func (t *Tree) openPath(name string, follow bool) (int, error) {
 	return openIn(t.root, name, flags, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
 }
 
-// openIn is openat2(2). EAGAIN says that something on the way was renamed at the same time.
 func openIn(dir int, name string, flags, resolve uint64) (int, error) {
 	if name = strings.TrimLeft(name, "/"); name == "" {
 		name = "."
 	}
-	const most = 128
-	for try := 0; ; try++ {
-		fd, err := unix.Openat2(dir, name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve})
-		if err == nil || try == most || !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
-			return fd, err
-		}
-	}
+	return openat.Open(dir, name, flags, resolve)
 }
 
 // openNode gives a path descriptor of one entry of a directory.

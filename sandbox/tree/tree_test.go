@@ -65,7 +65,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 	src, dst := openTree(t, from, IDs{1000, 65536}), openTree(t, to, IDs{2000, 65536})
 	var b bytes.Buffer
-	if err := errors.Join(src.Pack(t.Context(), &b, "d", PackOptions{As: "x"}), dst.Unpack(t.Context(), &b, "", UnpackOptions{Setid: true})); err != nil {
+	if err := errors.Join(src.Pack(t.Context(), &b, "d", PackOptions{As: "x"}), dst.Unpack(t.Context(), &b, "", UnpackOptions{Archive: true})); err != nil {
 		t.Fatal(err)
 	}
 	var st unix.Stat_t

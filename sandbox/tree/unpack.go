@@ -2,30 +2,34 @@ package tree
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"path"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"naru/internal/decompress"
 )
 
 // UnpackOptions are the choices of one Unpack.
 type UnpackOptions struct {
 	// Owner of everything, in the tree's own ids; nil: what the tar says.
 	Owner *[2]int
-	// Setid keeps setuid and setgid bits.
-	Setid bool
-	// Rename gives the tar's first name another one.
-	Rename string
+	// Archive keeps setuid and setgid bits, and extended attributes.
+	Archive bool
+	// Root gives the destination what the tar says of "./".
+	Root bool
 }
 
 // Unpack makes the entries of a tar below the directory name. A file replaces
 // what is no directory, a directory goes on with one that exists; the other
-// cases, and devices, are errors. It reads r to the end of the archive.
+// cases, and devices, are errors, as is a tar without its end. The tar may be compressed
+// (package decompress). It reads r to its end, so that whoever writes it can finish, and
+// the checksum of a compression is looked at.
 func (t *Tree) Unpack(ctx context.Context, r io.Reader, name string, o UnpackOptions) error {
 	return t.asOwner(func() error {
 		base, err := openIn(t.root, name, unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
@@ -33,12 +37,34 @@ func (t *Tree) Unpack(ctx context.Context, r io.Reader, name string, o UnpackOpt
 			return pathError("open", name, err)
 		}
 		defer unix.Close(base)
-		u := &unpacker{t: t, base: base, dest: name, o: o, tar: tar.NewReader(r), buf: make([]byte, 128<<10)}
+		plain, _, err := decompress.Open(r)
+		if err != nil {
+			return fmt.Errorf("read tar: %w", err)
+		}
+		defer plain.Close() // read only: nothing can be lost
+		u := &unpacker{t: t, base: base, dest: name, o: o, in: &source{r: plain}, dirs: map[string]dirEnd{}, buf: make([]byte, 128<<10)}
+		u.tar = tar.NewReader(u.in)
 		if err := u.run(ctx); err != nil {
 			return err
 		}
+		if _, err := io.Copy(io.Discard, u.in); err != nil {
+			return fmt.Errorf("read tar: %w", err)
+		}
 		return u.finishDirs()
 	})
+}
+
+// source notices its end, which the end of the archive comes before: a tar that was cut
+// off between two entries looks whole to archive/tar.
+type source struct {
+	r     io.Reader
+	ended bool
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	s.ended = n == 0 && errors.Is(err, io.EOF)
+	return n, err
 }
 
 type unpacker struct {
@@ -46,23 +72,25 @@ type unpacker struct {
 	base int // the destination
 	dest string
 	o    UnpackOptions
-	tar  *tar.Reader
-	dirs []dirEnd
+	in   *source
+	tar  *tar.Reader       // of in
+	dirs map[string]dirEnd // that were made here
 	buf  []byte
+	zero [4096]byte
 }
 
 // dirEnd is what a directory gets when its content is complete.
 type dirEnd struct {
-	name string
-	mode uint32
-	uid  int
-	time time.Time
+	uid    int         // what it has already
+	header *tar.Header // nil: the tar only names what is in it
 }
 
 func (u *unpacker) run(ctx context.Context) error {
 	for {
 		h, err := u.tar.Next()
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) && u.in.ended {
+			err = io.ErrUnexpectedEOF
+		} else if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
@@ -74,12 +102,9 @@ func (u *unpacker) run(ctx context.Context) error {
 		if h.Typeflag == tar.TypeXGlobalHeader {
 			continue
 		}
-		name, err := u.name(h.Name)
+		name, err := cleanName(h.Name)
 		if err != nil {
 			return err
-		}
-		if name == "." {
-			continue // the destination itself stays as it is
 		}
 		if err := u.entry(ctx, h, name); err != nil {
 			return pathError("unpack", name, err)
@@ -87,24 +112,17 @@ func (u *unpacker) run(ctx context.Context) error {
 	}
 }
 
-// name cleans a name of the tar and puts the new first part in.
-func (u *unpacker) name(s string) (string, error) {
+// cleanName makes a name of the tar relative; "." is the destination.
+func cleanName(s string) (string, error) {
 	for part := range strings.SplitSeq(s, "/") {
 		if part == ".." {
 			return "", fmt.Errorf("unpack %q: the name leads upwards", s)
 		}
 	}
-	name := strings.TrimLeft(path.Clean("/"+s), "/")
-	if name == "" {
-		return ".", nil
+	if name := path.Clean("/" + s)[1:]; name != "" {
+		return name, nil
 	}
-	if u.o.Rename != "" {
-		_, rest, below := strings.Cut(name, "/")
-		if name = u.o.Rename; below {
-			name += "/" + rest
-		}
-	}
-	return name, nil
+	return ".", nil
 }
 
 // parent opens the directory that holds name.
@@ -126,6 +144,9 @@ func (u *unpacker) parent(name string) (fd int, base string, err error) {
 }
 
 func (u *unpacker) entry(ctx context.Context, h *tar.Header, name string) error {
+	if name == "." {
+		return u.root(h)
+	}
 	dir, base, err := u.parent(name)
 	if errors.Is(err, unix.ENOENT) { // a tar need not hold the directories of its files
 		if err := u.implied(path.Dir(name)); err != nil {
@@ -144,7 +165,7 @@ func (u *unpacker) entry(ctx context.Context, h *tar.Header, name string) error 
 		return err
 	}
 	switch h.Typeflag {
-	case tar.TypeReg:
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
 		return u.file(ctx, dir, base, h)
 	case tar.TypeLink:
 		return u.link(dir, base, h)
@@ -173,10 +194,29 @@ func (u *unpacker) implied(name string) error {
 		return err
 	}
 	defer unix.Close(dir)
-	if err := unix.Mkdirat(dir, base, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+	err = unix.Mkdirat(dir, base, 0o755)
+	if err == nil {
+		u.dirs[name] = dirEnd{uid: int(u.t.ids.Base)}
+	} else if !errors.Is(err, unix.EEXIST) {
 		return err
 	}
 	return nil
+}
+
+// root is the tar's "./".
+func (u *unpacker) root(h *tar.Header) error {
+	if h.Typeflag != tar.TypeDir {
+		return errors.New("cannot replace the destination itself")
+	}
+	if !u.o.Root {
+		return nil
+	}
+	uid, gid, err := u.owner(h)
+	if err != nil {
+		return err
+	}
+	u.dirs["."] = dirEnd{uid, h}
+	return unix.Fchownat(u.base, "", uid, gid, unix.AT_EMPTY_PATH)
 }
 
 // clearPlace removes what is no directory.
@@ -192,27 +232,29 @@ func clearPlace(dir int, base string) error {
 }
 
 func (u *unpacker) directory(dir int, base, name string, h *tar.Header) error {
+	was := dirEnd{uid: int(u.t.ids.Base)}
 	err := unix.Mkdirat(dir, base, 0o700)
 	if errors.Is(err, unix.EEXIST) {
 		var st unix.Stat_t
 		if err := unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return err
 		}
-		switch kind := st.Mode & unix.S_IFMT; {
-		case kind == unix.S_IFDIR, kind == unix.S_IFLNK && u.t.Links:
+		kind, made := st.Mode&unix.S_IFMT, false
+		if kind != unix.S_IFDIR && (kind != unix.S_IFLNK || !u.t.Links) {
+			return errors.New("cannot replace what is no directory with one")
+		}
+		if was, made = u.dirs[name]; !made {
 			return nil // it keeps what it has
 		}
-		return errors.New("cannot replace what is no directory with one")
+	} else if err != nil {
+		return err
 	}
+	uid, gid, err := u.owner(h)
 	if err != nil {
 		return err
 	}
-	uid, _, err := u.owner(h)
-	if err != nil {
-		return err
-	}
-	u.dirs = append(u.dirs, dirEnd{name, u.mode(h), uid, h.ModTime})
-	return u.own(dir, base, h)
+	u.dirs[name] = dirEnd{uid, h}
+	return chownNode(dir, base, expected{unix.S_IFDIR, was.uid}, uid, gid)
 }
 
 func (u *unpacker) file(ctx context.Context, dir int, base string, h *tar.Header) (err error) {
@@ -228,13 +270,10 @@ func (u *unpacker) file(ctx context.Context, dir int, base string, h *tar.Header
 	if err == nil {
 		err = unix.Fchown(fd, uid, gid)
 	}
-	if err == nil {
-		err = unix.Fchmod(fd, u.mode(h)) // after the chown, which takes setuid bits away
-	}
 	if err != nil {
 		return err
 	}
-	return unix.UtimesNanoAt(fd, "", times(h.ModTime), unix.AT_EMPTY_PATH)
+	return u.meta(fd, h)
 }
 
 // content writes the entry and leaves holes where it is zero.
@@ -248,7 +287,7 @@ func (u *unpacker) content(ctx context.Context, fd int, size int64) error {
 		if _, err := io.ReadFull(u.tar, part); err != nil {
 			return fmt.Errorf("read tar: %w", err)
 		}
-		if err := writeAt(fd, part, at); err != nil {
+		if err := u.writeBlocks(fd, part, at); err != nil {
 			return err
 		}
 		at += int64(len(part))
@@ -256,10 +295,25 @@ func (u *unpacker) content(ctx context.Context, fd int, size int64) error {
 	return unix.Ftruncate(fd, size)
 }
 
-func writeAt(fd int, p []byte, at int64) error {
-	if len(strings.Trim(string(p), "\x00")) == 0 {
-		return nil
+// writeBlocks writes p without the blocks that are zero, those in a row at once.
+func (u *unpacker) writeBlocks(fd int, p []byte, at int64) error {
+	isZero := func(p []byte) bool { n := min(len(p), len(u.zero)); return bytes.Equal(p[:n], u.zero[:n]) }
+	for len(p) > 0 {
+		n, hole := 0, isZero(p)
+		for n < len(p) && isZero(p[n:]) == hole {
+			n = min(n+len(u.zero), len(p))
+		}
+		if !hole {
+			if err := writeAt(fd, p[:n], at); err != nil {
+				return err
+			}
+		}
+		p, at = p[n:], at+int64(n)
 	}
+	return nil
+}
+
+func writeAt(fd int, p []byte, at int64) error {
 	for len(p) > 0 {
 		n, err := unix.Pwrite(fd, p, at)
 		if err != nil && !errors.Is(err, unix.EINTR) {
@@ -271,7 +325,7 @@ func writeAt(fd int, p []byte, at int64) error {
 }
 
 func (u *unpacker) link(dir int, base string, h *tar.Header) error {
-	target, err := u.name(h.Linkname)
+	target, err := cleanName(h.Linkname)
 	if err != nil {
 		return err
 	}
@@ -281,112 +335,4 @@ func (u *unpacker) link(dir int, base string, h *tar.Header) error {
 	}
 	defer unix.Close(from)
 	return unix.Linkat(from, fromBase, dir, base, 0) // 0: a link itself, not what it leads to
-}
-
-// finish sets what a link or a fifo has besides its name.
-func (u *unpacker) finish(dir int, base string, h *tar.Header) error {
-	if err := u.own(dir, base, h); err != nil {
-		return err
-	}
-	if h.Typeflag == tar.TypeFifo {
-		uid, _, err := u.owner(h)
-		if err == nil {
-			err = chmodNode(dir, base, u.mode(h), expected{unix.S_IFIFO, uid})
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return unix.UtimesNanoAt(dir, base, times(h.ModTime), unix.AT_SYMLINK_NOFOLLOW)
-}
-
-// expected is what an entry must still be, so that nothing is changed that was put in
-// its place at the same time, and that the one who put it there may not change himself.
-type expected struct {
-	kind uint32
-	uid  int
-}
-
-// made opens an entry that still is what it must be.
-func made(dir int, base string, want expected) (int, error) {
-	fd, err := openNode(dir, base)
-	if err != nil {
-		return -1, err
-	}
-	var st unix.Stat_t
-	err = unix.Fstat(fd, &st)
-	if err == nil && (st.Mode&unix.S_IFMT != want.kind || int(st.Uid) != want.uid) {
-		err = errors.New("it was replaced at the same time")
-	}
-	if err != nil {
-		return -1, errors.Join(err, unix.Close(fd))
-	}
-	return fd, nil
-}
-
-// chmodNode goes by a descriptor: fchmodat(2) takes no flag against links before Linux 6.6.
-func chmodNode(dir int, base string, mode uint32, want expected) error {
-	fd, err := made(dir, base, want)
-	if err != nil {
-		return err
-	}
-	return errors.Join(unix.Chmod(selfFD(fd), mode), unix.Close(fd))
-}
-
-// own gives a new entry, which belongs to the tree's root still, its owner.
-func (u *unpacker) own(dir int, base string, h *tar.Header) error {
-	uid, gid, err := u.owner(h)
-	if err != nil {
-		return err
-	}
-	kind := map[byte]uint32{tar.TypeDir: unix.S_IFDIR, tar.TypeSymlink: unix.S_IFLNK, tar.TypeFifo: unix.S_IFIFO}[h.Typeflag]
-	fd, err := made(dir, base, expected{kind, int(u.t.ids.Base)})
-	if err != nil {
-		return err
-	}
-	return errors.Join(unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH), unix.Close(fd))
-}
-
-func (u *unpacker) owner(h *tar.Header) (uid, gid int, err error) {
-	own := [2]int{h.Uid, h.Gid}
-	if u.o.Owner != nil {
-		own = *u.o.Owner
-	}
-	if uid, err = u.t.ids.outside(own[0]); err != nil {
-		return 0, 0, err
-	}
-	gid, err = u.t.ids.outside(own[1])
-	return uid, gid, err
-}
-
-func (u *unpacker) mode(h *tar.Header) uint32 {
-	if u.o.Setid {
-		return uint32(h.Mode) & 0o7777
-	}
-	return uint32(h.Mode) & 0o1777
-}
-
-// finishDirs sets modes and times, the innermost first: what is put into a
-// directory changes its time, and may need its old mode.
-func (u *unpacker) finishDirs() error {
-	for i := len(u.dirs) - 1; i >= 0; i-- {
-		d := u.dirs[i]
-		dir, base, err := u.parent(d.name)
-		if err != nil {
-			return pathError("unpack", d.name, err)
-		}
-		err = chmodNode(dir, base, d.mode, expected{unix.S_IFDIR, d.uid})
-		if err == nil {
-			err = unix.UtimesNanoAt(dir, base, times(d.time), unix.AT_SYMLINK_NOFOLLOW)
-		}
-		if err = errors.Join(err, unix.Close(dir)); err != nil {
-			return pathError("unpack", d.name, err)
-		}
-	}
-	return nil
-}
-
-func times(t time.Time) []unix.Timespec {
-	ts := unix.NsecToTimespec(t.UnixNano())
-	return []unix.Timespec{ts, ts}
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/internal/xattr"
 )
 
 // describe is everything about a tree that a round trip must keep.
@@ -38,7 +40,7 @@ func describe(t *testing.T, dir string) string {
 			if err != nil {
 				return err
 			}
-			attrs, err := xattrs(f)
+			attrs, err := xattr.Read(int(f.Fd()), xattr.Portable)
 			fmt.Fprintf(&b, " %q", attrs)
 			if err = errors.Join(err, f.Close()); err != nil {
 				return err

@@ -19,7 +19,7 @@ var runScript []byte
 // guest gets copies with their libraries. A test that misses one skips.
 var tools = strings.Fields(`sh cat ls rm sleep stat mount umount unshare nsenter modprobe ip nft sysctl ps
 	iptables ip6tables iptables-save ip6tables-save iptables-nft ip6tables-nft iptables-nft-save iptables-legacy ip6tables-legacy
-	pivot_root setpriv bzip2 runc umoci skopeo docker-registry`)
+	pivot_root setpriv bzip2 xz zstd tar runc umoci skopeo docker-registry`)
 
 // extras are what these programs load at run time, as patterns.
 var extras = []string{

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/internal/xattr"
 )
 
 // AdoptImplied gives the directories that a layer implies (Result.Implied) the
@@ -57,7 +59,7 @@ func findDir(layerDir, path string) (fd int, hidden bool, err error) {
 		return -1, false, err
 	}
 	for part := range strings.SplitSeq(path, "/") {
-		opaque := getXattr(at, overlayOpaque) == "y"
+		opaque := isOpaque(at)
 		next, err := unix.Openat(at, part, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		_ = unix.Close(at)
 		switch {
@@ -88,10 +90,8 @@ func copyMeta(dst, src int) error {
 	if err != nil {
 		return err
 	}
-	for _, a := range attrs {
-		if err := unix.Fsetxattr(dst, a.name, []byte(a.value), 0); err != nil {
-			return err
-		}
+	if err := xattr.Set(dst, attrs); err != nil {
+		return err
 	}
 	return setTimes(dst, "", st.Mtim)
 }

@@ -6,19 +6,22 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/internal/xattr"
 )
 
 const (
-	paxXattr       = "SCHILY.xattr."
-	overlayPrefix  = "trusted.overlay."
-	overlayOpaque  = "trusted.overlay.opaque"
-	capabilityAttr = "security.capability"
-	accessACL      = "system.posix_acl_access"
-	defaultACL     = "system.posix_acl_default"
+	overlayPrefix = "trusted.overlay."
+	overlayOpaque = "trusted.overlay.opaque"
 )
 
 func isWhiteout(st *unix.Stat_t) bool {
 	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
+}
+
+func isOpaque(fd int) bool {
+	value, err := xattr.Get(fd, overlayOpaque)
+	return err == nil && value == "y"
 }
 
 func setOpaque(fd int) error {
@@ -61,26 +64,15 @@ func setMeta(fd int, h *tar.Header) error {
 	if err := unix.Fchmod(fd, mode(h)); err != nil {
 		return fmt.Errorf("set mode: %w", err)
 	}
-	for key, value := range h.PAXRecords {
-		name, ok := strings.CutPrefix(key, paxXattr)
-		if !ok || !keepXattr(name) || name == defaultACL { // see dirEnd
-			continue
-		}
-		if err := unix.Fsetxattr(fd, name, []byte(value), 0); err != nil {
-			return fmt.Errorf("set %s: %w", name, err)
-		}
-	}
-	return nil
+	attrs := xattr.FromRecords(h.PAXRecords, keepXattr)
+	delete(attrs, xattr.DefaultACL) // see dirEnd
+	return xattr.Set(fd, attrs)
 }
 
 // keepXattr says which extended attributes belong to a layer, in both
-// directions. trusted.overlay.* from outside would let a layer redirect
-// overlayfs to other directories, user.overlay.* the same for an unprivileged
-// mount; security.selinux, ima and evm are the machine's, not the image's.
+// directions. user.overlay.* from outside would let a layer redirect an
+// unprivileged mount of overlayfs to other directories, as trusted.overlay.*,
+// which is not portable anyway, would any.
 func keepXattr(name string) bool {
-	switch name {
-	case capabilityAttr, accessACL, defaultACL:
-		return true
-	}
-	return strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.")
+	return xattr.Portable(name) && !strings.HasPrefix(name, "user.overlay.")
 }

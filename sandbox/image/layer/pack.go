@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/internal/xattr"
 )
 
 // Pack writes the layer tar of dir, a directory in overlay form that nothing
@@ -41,8 +43,7 @@ type packer struct {
 // children packs what is in the open directory dir, whose path is prefix ("" or "a/b/").
 // The opaque marker comes first: some readers obey it when they see it.
 func (p *packer) children(ctx context.Context, dir *os.File, prefix string) error {
-	opaque := getXattr(int(dir.Fd()), overlayOpaque)
-	if opaque == "y" {
+	if isOpaque(int(dir.Fd())) {
 		if err := p.marker(prefix + opaqueMarker); err != nil {
 			return err
 		}
@@ -157,7 +158,7 @@ func (p *packer) content(ctx context.Context, f *os.File, size int64) error {
 // attributes adds what belongs into the layer to h. whiteout reports the second form
 // of one that newer kernels know, an empty file with trusted.overlay.whiteout.
 func (p *packer) attributes(fd int, h *tar.Header) (whiteout bool, err error) {
-	names, err := listXattrs(fd)
+	names, err := xattr.List(fd)
 	if err != nil || len(names) == 0 {
 		return false, err
 	}
@@ -172,12 +173,7 @@ func (p *packer) attributes(fd int, h *tar.Header) (whiteout bool, err error) {
 		}
 	}
 	attrs, err := layerXattrs(fd)
-	for _, a := range attrs {
-		if h.PAXRecords == nil {
-			h.PAXRecords = map[string]string{}
-		}
-		h.PAXRecords[paxXattr+a.name] = a.value
-	}
+	h.PAXRecords = xattr.ToRecords(attrs)
 	return whiteout, err
 }
 

@@ -1,11 +1,11 @@
 package layer
 
 import (
-	"errors"
-	"fmt"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/internal/openat"
 )
 
 const (
@@ -56,18 +56,5 @@ func split(path string) (dir, base string) {
 // with "..", is resolved as if root were "/" (openat2(2), RESOLVE_IN_ROOT), and
 // links of /proc are refused. Add O_NOFOLLOW for the last component.
 func openIn(root int, path string, flags uint64) (int, error) {
-	how := unix.OpenHow{
-		Flags:   flags | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-	}
-	// The kernel gives up with EAGAIN when anything on the machine is renamed
-	// or mounted while it follows a ".."; it cannot go on forever.
-	for range 1000 {
-		fd, err := unix.Openat2(root, path, &how)
-		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
-			continue
-		}
-		return fd, err
-	}
-	return -1, fmt.Errorf("resolve %q: %w", path, unix.EAGAIN)
+	return openat.Open(root, path, flags, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS|unix.RESOLVE_NO_XDEV)
 }

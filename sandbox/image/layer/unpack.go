@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/internal/xattr"
 )
 
 // Options are the choices of one Unpack.
@@ -90,7 +92,7 @@ type unpacker struct {
 type dirEnd struct {
 	path  string
 	mtime unix.Timespec
-	acl   string
+	acl   map[string]string
 }
 
 func (u *unpacker) close() {
@@ -283,14 +285,14 @@ func (u *unpacker) finishDirs() error {
 }
 
 func newDirEnd(path string, h *tar.Header) dirEnd {
-	return dirEnd{path: path, mtime: timespec(h), acl: h.PAXRecords[paxXattr+defaultACL]}
+	return dirEnd{path: path, mtime: timespec(h), acl: xattr.FromRecords(h.PAXRecords, isDefaultACL)}
 }
 
+func isDefaultACL(name string) bool { return name == xattr.DefaultACL }
+
 func (d dirEnd) set(fd int) error {
-	if d.acl != "" {
-		if err := unix.Fsetxattr(fd, defaultACL, []byte(d.acl), 0); err != nil {
-			return fmt.Errorf("set %s: %w", defaultACL, err)
-		}
+	if err := xattr.Set(fd, d.acl); err != nil {
+		return err
 	}
 	return setTimes(fd, "", d.mtime)
 }

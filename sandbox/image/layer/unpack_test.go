@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"naru/sandbox/image/layer/layertest"
+	"naru/sandbox/internal/xattr"
 )
 
 // hostile are tars that try to reach something outside the layer. Whether one
@@ -222,9 +223,9 @@ func TestDefaultACLDoesNotReachChildrenOfTheSameTar(t *testing.T) {
 	acl := "\x02\x00\x00\x00" + "\x01\x00\x07\x00\xff\xff\xff\xff" + "\x02\x00\x07\x00\xe8\x03\x00\x00" +
 		"\x04\x00\x05\x00\xff\xff\xff\xff" + "\x10\x00\x07\x00\xff\xff\xff\xff" + "\x20\x00\x05\x00\xff\xff\xff\xff"
 	tree, _ := unpack(t,
-		entry{Typeflag: tar.TypeDir, Name: "d", Mode: 0o755, PAXRecords: layertest.Xattrs(defaultACL, acl)},
+		entry{Typeflag: tar.TypeDir, Name: "d", Mode: 0o755, PAXRecords: layertest.Xattrs(xattr.DefaultACL, acl)},
 		layertest.Dir("d/sub", 0o700), layertest.File("d/f"))
-	if got := layertest.Attributes(t, filepath.Join(tree, "d")); !strings.Contains(got, defaultACL) {
+	if got := layertest.Attributes(t, filepath.Join(tree, "d")); !strings.Contains(got, xattr.DefaultACL) {
 		t.Errorf("the directory lost its ACL:%s", got)
 	}
 	for _, child := range []string{"d/sub", "d/f"} {

@@ -97,6 +97,10 @@ func (r *Runner) word(d *Decoder, c *call, k int) uintptr {
 	}
 }
 
+// openat2(2) gives up with EAGAIN at a ".." when anything on the machine is renamed or mounted
+// meanwhile; links of images have many. It is repeated, but not without end.
+const openat2 = 437 // on all architectures
+
 // Run makes the calls in order; it returns the index and errno of the one that
 // failed, or errno 0 at the end. It is safe in a child of a raw clone(2): it
 // neither allocates nor grows the stack nor meets the scheduler.
@@ -105,6 +109,7 @@ func (r *Runner) word(d *Decoder, c *call, k int) uintptr {
 //go:norace
 func (r *Runner) Run() (int, syscall.Errno) {
 	var sticky syscall.Errno
+	again := 10_000
 	for i := 0; i < len(r.calls); i++ {
 		c := &r.calls[i]
 		if c.number == Fail {
@@ -123,6 +128,10 @@ func (r *Runner) Run() (int, syscall.Errno) {
 		res, _, errno := syscall.RawSyscall6(uintptr(c.number), a[0], a[1], a[2], a[3], a[4], a[5])
 		if errno == syscall.EINTR {
 			i-- // gate reads and opens are repeated; the list has no call that would not be
+			continue
+		}
+		if errno == syscall.EAGAIN && c.number == openat2 && again > 0 {
+			again, i = again-1, i-1
 			continue
 		}
 		skip, ok := r.outcome(c, res, errno)
