@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -32,11 +31,11 @@ func attachDevices(dir string, rules []deviceRule) error {
 		return fmt.Errorf("load program: %w", err)
 	}
 	defer unix.Close(prog)
-	cg, err := os.Open(dir)
+	cg, err := openFile(dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
-	defer cg.Close()
+	defer unix.Close(cg)
 	old, err := programsOf(dir)
 	if err != nil {
 		return err
@@ -52,7 +51,7 @@ func attachDevices(dir string, rules []deviceRule) error {
 		if err != nil {
 			return fmt.Errorf("open the program to replace: %w", err)
 		}
-		err = attach(int(cg.Fd()), prog, unix.BPF_F_ALLOW_MULTI|unix.BPF_F_REPLACE, was)
+		err = attach(cg, prog, unix.BPF_F_ALLOW_MULTI|unix.BPF_F_REPLACE, was)
 		unix.Close(was)
 		if err == nil {
 			return recordPrograms(dir, []uint32{id})
@@ -61,7 +60,7 @@ func attachDevices(dir string, rules []deviceRule) error {
 			return fmt.Errorf("replace program: %w", err)
 		}
 	}
-	if err := attach(int(cg.Fd()), prog, unix.BPF_F_ALLOW_MULTI, 0); err != nil {
+	if err := attach(cg, prog, unix.BPF_F_ALLOW_MULTI, 0); err != nil {
 		return fmt.Errorf("attach program: %w", err)
 	}
 	return nil
