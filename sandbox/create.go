@@ -99,7 +99,8 @@ func (e *Engine) define(ctx context.Context, c ContainerConfig) (*record, error)
 //
 // The record becomes durable after the start and before Run returns. A power cut
 // in between takes the process with it: the container, which nobody was told of,
-// was then never there, or it is one that ended with the machine.
+// was then never there, or it is one that ended with the machine. One that is
+// removed at its end never becomes durable.
 func (e *Engine) Run(ctx context.Context, c ContainerConfig, stdio Stdio) (Container, error) {
 	r, p, err := e.create(ctx, c, stdio)
 	if err != nil {
@@ -108,8 +109,10 @@ func (e *Engine) Run(ctx context.Context, c ContainerConfig, stdio Stdio) (Conta
 	err = e.goOn(ctx, r.ID, p)
 	if err != nil {
 		err = fmt.Errorf("start container %s: %w", short(r.ID), err)
-	} else if err = e.syncIntent(r.ID); errors.Is(err, fs.ErrNotExist) {
-		err = nil // it has ended, and who waited for it removed it
+	} else if !r.passing() {
+		if err = e.syncIntent(r.ID); errors.Is(err, fs.ErrNotExist) {
+			err = nil // it has ended, and somebody removed it
+		}
 	}
 	if err != nil {
 		cleanup, cancel := afterwards(ctx)
@@ -139,7 +142,7 @@ func (e *Engine) create(ctx context.Context, c ContainerConfig, stdio Stdio) (*r
 	if err := e.intend(ctx, r, b); err != nil {
 		return nil, nil, fmt.Errorf("create container: %w", err)
 	}
-	rt, err := e.prepare(ctx, r, stdio, runtime.Overlay{Lower: r.Lower, Upper: e.upper(r.ID), Work: e.work(r.ID)}, b.monitor)
+	rt, err := e.prepare(ctx, r, stdio, runtime.Overlay{Lower: r.Lower, Upper: e.upper(r.ID), Work: e.work(r.ID), Volatile: r.passing()}, b.monitor)
 	if err != nil {
 		cleanup, cancel := afterwards(ctx)
 		defer cancel()
@@ -364,7 +367,7 @@ func (e *Engine) prepare(ctx context.Context, r *record, stdio Stdio, root runti
 	}
 	config := runtime.Config{
 		ID: r.ID, Spec: spec, Root: root, StateDir: e.stateDir(r.ID), Dir: e.dir(r.ID), Cgroup: e.cgroup(r.ID),
-		Stdin: stdio.Stdin, Stdout: stdio.Stdout, Stderr: stdio.Stderr, Monitor: m,
+		Stdin: stdio.Stdin, Stdout: stdio.Stdout, Stderr: stdio.Stderr, Monitor: m, Passing: r.passing(),
 		Plug: func(ctx context.Context, pid int) error {
 			e.step("cloned")
 			if err := e.attach(ctx, r, pid); err != nil {

@@ -156,6 +156,12 @@ func (e *Engine) ended(id string) (end ending, ok bool, err error) {
 	return end, ok, err
 }
 
+// passing tells that the container goes with its end, and that nobody starts it a
+// second time. A power cut ends it too, so nothing of it waits for the disk: what is
+// left of it, record, claims or neither, is for Recover to remove. One that was only
+// defined waits for its start, also over a boot.
+func (r *record) passing() bool { return (r.Config.Remove || r.Step) && !r.Idle }
+
 // claim takes a key in a claims directory for id. Creating a symbolic link is
 // atomic and carries its owner with it, so that no crash leaves a claim of
 // which nobody knows whose it is.
