@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 )
@@ -64,12 +65,14 @@ func refuseAdd(c *instructions.AddCommand) error {
 }
 
 // remote is what BuildKit would fetch instead of looking into the context.
-var remote = regexp.MustCompile(`^([a-zA-Z][a-zA-Z0-9+.-]*://|[a-zA-Z0-9_-]+@[a-zA-Z0-9.-]+:|github\.com/)`)
+var remote = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^([a-zA-Z][a-zA-Z0-9+.-]*://|[a-zA-Z0-9_-]+@[a-zA-Z0-9.-]+:|github\.com/)`)
+})
 
 // refuseRemote is asked again when variables have been expanded.
 func refuseRemote(instruction string, sources []string) error {
 	for _, s := range sources {
-		if remote.MatchString(s) {
+		if remote().MatchString(s) {
 			return fmt.Errorf("%s of a remote source (%s) is not supported: fetch it with RUN", instruction, s)
 		}
 	}
