@@ -71,6 +71,10 @@ type Options struct {
 	// removed and checked while nobody is there; without it restart policies and
 	// health checks are refused.
 	Callback []string
+	// Step, if set, is called with the name of every step of an operation that a crash
+	// could follow, right after it, from the goroutine that took it: to measure where
+	// the time of a start goes.
+	Step func(name string)
 }
 
 // Engine is the containers, images, volumes and networks of one Root. It may be
@@ -91,8 +95,7 @@ type Engine struct {
 
 	userNS func() bool // whether containers can have ids of their own; asked once
 
-	// step is called with the name of every step of an operation that a crash could
-	// follow; tests die in it.
+	// step is Options.Step; tests die in it.
 	step func(name string)
 }
 
@@ -114,7 +117,10 @@ func Open(o Options) (*Engine, error) {
 	sum := sha256.Sum256([]byte(root))
 	e := &Engine{
 		root: root, run: run, callback: o.Callback, hash: hex.EncodeToString(sum[:4]), boot: strings.TrimSpace(string(boot)),
-		pending: map[string]*pending{}, live: map[string]*runtime.Container{}, step: func(string) {},
+		pending: map[string]*pending{}, live: map[string]*runtime.Container{}, step: o.Step,
+	}
+	if e.step == nil {
+		e.step = func(string) {}
 	}
 	e.userNS = sync.OnceValue(e.probeUserNS)
 	e.log = events.New(filepath.Join(root, "events"), events.Bound)
