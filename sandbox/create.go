@@ -245,6 +245,9 @@ func (e *Engine) begin(ctx context.Context) (*birth, error) {
 	}
 	b.lock, err = tryLock(filepath.Join(b.tmp, lockFile), unix.LOCK_EX)
 	if err == nil {
+		err = os.Symlink(b.id, filepath.Join(b.tmp, ownerFile))
+	}
+	if err == nil {
 		b.monitor, err = runtime.StartMonitor(e.cgroup(b.id))
 	}
 	if err != nil {
