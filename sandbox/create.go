@@ -45,7 +45,7 @@ func (e *Engine) Create(ctx context.Context, c ContainerConfig, stdio Stdio) (Co
 	if err != nil {
 		return Container{}, err
 	}
-	if err := e.syncIntent(r.ID); err != nil {
+	if err := e.syncIntent(r); err != nil {
 		cleanup, cancel := afterwards(ctx)
 		defer cancel()
 		return Container{}, errors.Join(fmt.Errorf("create container: %w", err), p.rt.Close(), e.destroy(cleanup, r, p.lock))
@@ -88,7 +88,7 @@ func (e *Engine) define(ctx context.Context, c ContainerConfig) (*record, error)
 	defer b.lock.Unlock()
 	cleanup, cancel := afterwards(ctx)
 	defer cancel()
-	if err := errors.Join(b.monitor.Close(cleanup), e.syncIntent(r.ID)); err != nil {
+	if err := errors.Join(b.monitor.Close(cleanup), e.syncIntent(r)); err != nil {
 		return nil, errors.Join(err, e.delete(cleanup, r))
 	}
 	e.emit(r, "create")
@@ -109,10 +109,8 @@ func (e *Engine) Run(ctx context.Context, c ContainerConfig, stdio Stdio) (Conta
 	err = e.goOn(ctx, r.ID, p)
 	if err != nil {
 		err = fmt.Errorf("start container %s: %w", short(r.ID), err)
-	} else if !r.passing() {
-		if err = e.syncIntent(r.ID); errors.Is(err, fs.ErrNotExist) {
-			err = nil // it has ended, and somebody removed it
-		}
+	} else if err = e.syncIntent(r); errors.Is(err, fs.ErrNotExist) {
+		err = nil // it has ended, and somebody removed it
 	}
 	if err != nil {
 		cleanup, cancel := afterwards(ctx)
@@ -330,18 +328,22 @@ func (e *Engine) fillDir(r *record, tmp string) error {
 }
 
 // syncIntent makes the record and its claims survive a power cut. The claims
-// come first: a record without its claim could share its ids with another.
-func (e *Engine) syncIntent(id string) error {
+// come first: a record without its claim could share its ids with another. One that
+// is removed at its end need not survive.
+func (e *Engine) syncIntent(r *record) error {
+	if r.passing() {
+		return nil
+	}
 	var err error
 	for _, dir := range []string{e.namesDir(), e.idsDir()} {
 		err = errors.Join(err, atomicfile.SyncDir(dir))
 	}
-	f, openErr := os.OpenFile(filepath.Join(e.dir(id), configFile), os.O_WRONLY, 0)
+	f, openErr := os.OpenFile(filepath.Join(e.dir(r.ID), configFile), os.O_WRONLY, 0)
 	if err = errors.Join(err, openErr); err != nil {
 		return err
 	}
 	err = errors.Join(f.Sync(), f.Close())
-	for _, dir := range []string{e.dir(id), e.containersDir()} {
+	for _, dir := range []string{e.dir(r.ID), e.containersDir()} {
 		err = errors.Join(err, atomicfile.SyncDir(dir))
 	}
 	return err
