@@ -16,8 +16,10 @@ export CGO_ENABLED ?= 0
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# nomsgpack leaves out a codec of gin's that nothing here speaks, and its share of
+# every command's start.
 build: init ## bin/naru, with the small init program embedded
-	$(GO) build -trimpath -ldflags '-s -w -X naru/cli.version=$(VERSION)' -o bin/naru .
+	$(GO) build -trimpath -tags nomsgpack -ldflags '-s -w -X naru/cli.version=$(VERSION)' -o bin/naru .
 
 init: ## the small program that starts inside containers
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(INIT) ./sandbox/runtime/launch/cmd/naru-init

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	_ "embed" // stamp.c
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,12 +15,10 @@ import (
 	"strings"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"naru/sandbox"
 	"naru/sandbox/image"
-	"naru/sandbox/runtime"
 )
 
 //go:embed stamp/stamp.c
@@ -35,38 +32,68 @@ func start(ctx context.Context, runs int) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close(context.WithoutCancel(ctx))) }()
-	first := []*series{
-		{name: "naru, no network", once: b.engine(sandbox.NetworkNone)},
-		{name: "naru, bridge network", once: b.engine("bridge")},
+	var found budgets
+	if err := b.beside(ctx, runs, &found); err != nil {
+		return err
 	}
+	if err := errors.Join(b.sequence(ctx, max(100, 10*runs), &found), b.idle(ctx, &found)); err != nil {
+		return err
+	}
+	paths(ctx, &found)
+	found.print()
+	return nil
+}
+
+// beside measures starts and whole commands in turns with those of the peers.
+func (b *startBench) beside(ctx context.Context, runs int, found *budgets) (err error) {
+	first := []*series{{name: "naru, no network", once: b.engine(sandbox.NetworkNone)}, {name: "naru, bridge network", once: b.engine("bridge")}}
 	whole := []*series{{name: "naru run --rm --network none", once: b.command}}
-	if _, err := exec.LookPath("runc"); err != nil {
-		fmt.Println("start: no runc here, so no peer")
-	} else {
-		if err := b.makeBundle(ctx); err != nil {
-			return err
+	runc := &peer{first: &series{name: "runc run, no network", once: b.runcFirst}, whole: &series{name: "runc run", once: b.runcWhole}}
+	if _, runc.err = exec.LookPath("runc"); runc.err == nil {
+		runc.err = b.makeBundle(ctx)
+	}
+	d, dockerErr := startDocker(ctx, filepath.Join(b.dir, "docker"))
+	if dockerErr == nil {
+		defer func() { err = errors.Join(err, d.stop()) }()
+		dockerErr = d.load(ctx, b.rootfs)
+	}
+	docker := &peer{first: &series{name: "docker run --network none", once: d.first}, whole: &series{name: "docker run --rm --network none", once: d.whole}, err: dockerErr}
+	for _, p := range []*peer{runc, docker} {
+		if p.err != nil {
+			fmt.Printf("start: no figures of %s: %v\n", p.whole.name, p.err)
+			continue
 		}
-		first = append(first, &series{name: "runc run, no network", once: b.runcFirst})
-		whole = append(whole, &series{name: "runc run", once: b.runcWhole})
+		first, whole = append(first, p.first), append(whole, p.whole)
 	}
 	if err := interleave(ctx, runs, first...); err != nil {
 		return err
 	}
 	report("container start to first instruction, same seccomp policy", first...)
+	b.phases.print()
 	if err := interleave(ctx, runs, whole...); err != nil {
 		return err
 	}
 	report("the whole command", whole...)
-	return b.sequence(ctx, max(100, 10*runs))
+	found.faster("start to first instruction, of runc run", 5, first[0], runc.first, runc.err)
+	found.faster("start to first instruction, of docker run", 25, first[0], docker.first, docker.err)
+	found.faster("the whole command, of runc run", 3, whole[0], runc.whole, runc.err)
+	return nil
+}
+
+// peer is an engine beside ours; err says why it is not there.
+type peer struct {
+	first, whole *series
+	err          error
 }
 
 // startBench is a root of its own with one image, whose program is stamp.
 type startBench struct {
-	dir, stamp, naru string
-	root, run        string
-	e                *sandbox.Engine
-	bundle           string
-	bundles          int
+	dir, rootfs, naru string
+	root, run         string
+	e                 *sandbox.Engine
+	phases            phases
+	bundle            string
+	bundles           int
 }
 
 func newStartBench(ctx context.Context) (b *startBench, err error) {
@@ -85,7 +112,7 @@ func newStartBench(ctx context.Context) (b *startBench, err error) {
 			return nil, err
 		}
 	}
-	if b.stamp, err = buildStamp(ctx, dir); err != nil {
+	if b.rootfs, err = makeRoot(ctx, dir); err != nil {
 		return nil, err
 	}
 	if b.naru, err = filepath.Abs("bin/naru"); err != nil {
@@ -94,45 +121,68 @@ func newStartBench(ctx context.Context) (b *startBench, err error) {
 	if _, err := os.Stat(b.naru); err != nil {
 		return nil, fmt.Errorf("bin/naru is needed (make build): %w", err)
 	}
-	if b.e, err = sandbox.Open(sandbox.Options{Root: b.root, Run: b.run}); err != nil {
+	if b.e, err = sandbox.Open(sandbox.Options{Root: b.root, Run: b.run, Step: b.phases.step}); err != nil {
 		return nil, err
 	}
-	return b, importStamp(ctx, b.e, b.stamp)
+	f, err := os.Open(b.rootfs)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	_, err = b.e.Images().Import(ctx, f, "stamp", image.Config{})
+	return b, err
 }
 
 func (b *startBench) close(ctx context.Context) error {
 	return errors.Join(b.e.Reset(ctx), os.RemoveAll(b.run), os.RemoveAll(b.dir))
 }
 
-// buildStamp compiles the program that says when its first instruction ran.
-func buildStamp(ctx context.Context, dir string) (string, error) {
-	source, out := filepath.Join(dir, "stamp.c"), filepath.Join(dir, "stamp")
-	if err := os.WriteFile(source, stampSource, 0o644); err != nil {
-		return "", err
-	}
-	text, err := exec.CommandContext(ctx, "gcc", "-static", "-nostdlib", "-O2", "-o", out, source).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("compile stamp: %w: %s", err, text)
-	}
-	return out, nil
-}
-
-func importStamp(ctx context.Context, e *sandbox.Engine, stamp string) error {
-	program, err := os.ReadFile(stamp)
-	if err != nil {
-		return err
-	}
+// makeRoot makes the root that all contestants get, as an archive: the program that
+// says when its first instruction ran, one that waits, and the directories and files
+// that every image has and that an engine mounts on. Without those each start would
+// make them again, but for runc, whose root is written to by its first one.
+func makeRoot(ctx context.Context, dir string) (string, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	err = w.WriteHeader(&tar.Header{Name: "stamp", Mode: 0o755, Size: int64(len(program))})
-	if err == nil {
-		_, err = w.Write(program)
+	for _, name := range []string{"dev/", "dev/pts/", "dev/shm/", "dev/mqueue/", "etc/", "proc/", "sys/"} {
+		if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
+			return "", err
+		}
 	}
-	if err = errors.Join(err, w.Close()); err != nil {
-		return err
+	for _, name := range []string{"etc/hostname", "etc/hosts", "etc/resolv.conf"} {
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644}); err != nil {
+			return "", err
+		}
 	}
-	_, err = e.Images().Import(ctx, &b, "stamp", image.Config{})
-	return err
+	for name, source := range map[string][]byte{"stamp": stampSource, "idle": idleSource} {
+		program, err := compile(ctx, dir, name, source)
+		if err == nil {
+			err = w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(program))})
+		}
+		if err == nil {
+			_, err = w.Write(program)
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	if err := w.Close(); err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "rootfs.tar")
+	return path, os.WriteFile(path, b.Bytes(), 0o644)
+}
+
+func compile(ctx context.Context, dir, name string, source []byte) ([]byte, error) {
+	from, to := filepath.Join(dir, name+".c"), filepath.Join(dir, name)
+	if err := os.WriteFile(from, source, 0o644); err != nil {
+		return nil, err
+	}
+	text, err := exec.CommandContext(ctx, "gcc", "-static", "-nostdlib", "-O2", "-o", to, from).CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("compile %s: %w: %s", name, err, text)
+	}
+	return os.ReadFile(to)
 }
 
 func monotonic() (int64, error) {
@@ -160,7 +210,11 @@ func (b *startBench) engine(network string) func(context.Context) (time.Duration
 		if err != nil {
 			return 0, err
 		}
+		if network == sandbox.NetworkNone {
+			b.phases.begin()
+		}
 		c, err := b.e.Run(ctx, config, sandbox.Stdio{Stdout: w})
+		b.phases.end()
 		if err == nil {
 			_, err = b.e.Wait(ctx, c.ID) // copies the output until the end
 		}
@@ -188,7 +242,7 @@ func (b *startBench) command(ctx context.Context) (time.Duration, error) {
 }
 
 // sequence runs n containers one after another through the library.
-func (b *startBench) sequence(ctx context.Context, n int) error {
+func (b *startBench) sequence(ctx context.Context, n int, found *budgets) error {
 	config := sandbox.ContainerConfig{
 		Image: "stamp", Entrypoint: []string{"/stamp"}, Network: sandbox.NetworkNone, Memory: 64 << 20, Pids: 64, Remove: true,
 	}
@@ -203,76 +257,8 @@ func (b *startBench) sequence(ctx context.Context, n int) error {
 		}
 	}
 	took := time.Since(began)
-	fmt.Printf("%d containers one after another, start to removal: %s, %.0f per second\n", n, took.Round(time.Millisecond), float64(n)/took.Seconds())
+	rate := float64(n) / took.Seconds()
+	fmt.Printf("%d containers one after another, start to removal: %s, %.0f per second\n", n, took.Round(time.Millisecond), rate)
+	found.add("one after another, without a network", "≥ 100 per second", fmt.Sprintf("%.0f (of %d)", rate, n), rate >= 100)
 	return nil
-}
-
-// makeBundle makes a bundle with runc's own default spec, without a terminal,
-// with the same limits and the seccomp policy of naru.
-func (b *startBench) makeBundle(ctx context.Context) error {
-	b.bundle = filepath.Join(b.dir, "bundle")
-	root := filepath.Join(b.bundle, "rootfs")
-	if err := os.MkdirAll(root, 0o755); err != nil {
-		return err
-	}
-	program, err := os.ReadFile(b.stamp)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(root, "stamp"), program, 0o755); err != nil {
-		return err
-	}
-	cmd := exec.CommandContext(ctx, "runc", "spec", "--bundle", b.bundle)
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("runc spec: %w: %s", err, text)
-	}
-	return editSpec(filepath.Join(b.bundle, "config.json"))
-}
-
-func editSpec(path string) error {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	var spec specs.Spec
-	if err := json.Unmarshal(text, &spec); err != nil {
-		return err
-	}
-	spec.Process.Terminal, spec.Process.Args = false, []string{"/stamp"}
-	spec.Process.Rlimits = nil // raising them needs a capability that a VM may lack
-	memory, pids := int64(64<<20), int64(64)
-	spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &memory}
-	spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: &pids}
-	spec.Linux.Seccomp = runtime.DefaultSpec(nil).Linux.Seccomp
-	if text, err = json.Marshal(spec); err != nil {
-		return err
-	}
-	return os.WriteFile(path, text, 0o644)
-}
-
-func (b *startBench) runcFirst(ctx context.Context) (time.Duration, error) {
-	began, err := monotonic()
-	if err != nil {
-		return 0, err
-	}
-	out, err := b.runc(ctx)
-	if err != nil {
-		return 0, err
-	}
-	return sinceStamp(began, string(out))
-}
-
-func (b *startBench) runcWhole(ctx context.Context) (time.Duration, error) {
-	began := time.Now()
-	_, err := b.runc(ctx)
-	return time.Since(began), err
-}
-
-func (b *startBench) runc(ctx context.Context) ([]byte, error) {
-	b.bundles++
-	out, err := exec.CommandContext(ctx, "runc", "run", "--bundle", b.bundle, fmt.Sprintf("naru-bench-%d-%d", os.Getpid(), b.bundles)).Output()
-	if failed := new(exec.ExitError); errors.As(err, &failed) {
-		return nil, fmt.Errorf("runc run: %w: %s", err, failed.Stderr)
-	}
-	return out, err
 }

@@ -86,10 +86,36 @@ func Run(ctx context.Context, args []string, env *Env) error {
 	flags := root.PersistentFlags()
 	flags.StringVar(&env.Root, "root", fromEnvironment("NARU_ROOT", defaultRoot), "data directory")
 	flags.StringVar(&env.Run, "run", fromEnvironment("NARU_RUN", defaultRun), "run directory, on tmpfs")
-	root.AddCommand(agentCommands(env)...)
-	root.AddCommand(containerCommands(env)...)
+	if c := oneCommand(env, args); c != nil {
+		root.AddCommand(c)
+	} else {
+		root.AddCommand(agentCommands(env)...)
+		root.AddCommand(containerCommands(env)...)
+	}
 	explainArgs(root)
 	return root.ExecuteContext(ctx)
+}
+
+// oneCommand is the command that args begin with, if it is one of those that scripts
+// and monitors call over and over: to make all of them, with their hundreds of flags,
+// takes as long as a tenth of a container's life. Anything else, a mistake above all,
+// needs the whole tree.
+func oneCommand(env *Env, args []string) *cobra.Command {
+	for len(args) >= 2 && (args[0] == "--root" || args[0] == "--run") {
+		args = args[2:]
+	}
+	if len(args) == 0 {
+		return nil
+	}
+	makers := map[string]func(*Env) *cobra.Command{
+		"run": runCommand, "create": createCommand, "start": startCommand, "exec": execCommand, "wait": waitCommand,
+		"stop": stopCommand, "kill": killCommand, "rm": rmCommand, "ps": psCommand, "logs": logsCommand,
+		"inspect": inspectCommand, "oci": ociCommand,
+	}
+	if newCommand := makers[args[0]]; newCommand != nil {
+		return newCommand(env)
+	}
+	return nil
 }
 
 // explainArgs makes a wrong number of arguments an error of usage that shows

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	_ "time/tzdata" // a minimal server has no zone files, and tz must mean the same everywhere
 )
@@ -89,7 +90,7 @@ func parseApp(file string, data []byte) (AppConfig, *decoder, Problems) {
 }
 
 // scpLike is git's short form of an ssh URL, user@host:path.
-var scpLike = regexp.MustCompile(`^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:[^:\\]`)
+var scpLike = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:[^:\\]`) })
 
 func (d *decoder) repo(f sourceFile) Repo {
 	r := Repo{URL: f.Repo, Branch: f.Branch, Paths: f.Paths, TokenFile: d.path("source.token_file", f.TokenFile),
@@ -116,7 +117,7 @@ func (d *decoder) repo(f sourceFile) Repo {
 func (d *decoder) repoURL(f sourceFile) {
 	const allowed = "must be https://host/path, ssh://user@host/path, user@host:path or file:///path"
 	scheme := "ssh"
-	if !scpLike.MatchString(f.Repo) {
+	if !scpLike().MatchString(f.Repo) {
 		u, err := url.Parse(f.Repo)
 		if err != nil {
 			d.problem("source.repo", allowed)
@@ -192,7 +193,9 @@ func (d *decoder) processes(all map[string]processFile) []Process {
 }
 
 // hostName is a name of RFC 1123, in lower case.
-var hostName = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+var hostName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+})
 
 func (d *decoder) domains(list []string) []string {
 	var all []string
@@ -202,7 +205,7 @@ func (d *decoder) domains(list []string) []string {
 		switch {
 		case strings.HasPrefix(name, "*"):
 			d.problem(key, "wildcard domains are not supported yet")
-		case len(name) > 253 || !hostName.MatchString(name):
+		case len(name) > 253 || !hostName().MatchString(name):
 			d.problem(key, fmt.Sprintf("%.80q is not a host name: no scheme, port or path, and other scripts in their xn-- form", name))
 		case slices.Contains(all, name):
 			d.problem(key, "given twice")

@@ -45,7 +45,7 @@ func (e *Engine) Create(ctx context.Context, c ContainerConfig, stdio Stdio) (Co
 	if err != nil {
 		return Container{}, err
 	}
-	if err := e.syncIntent(r.ID); err != nil {
+	if err := e.syncIntent(r); err != nil {
 		cleanup, cancel := afterwards(ctx)
 		defer cancel()
 		return Container{}, errors.Join(fmt.Errorf("create container: %w", err), p.rt.Close(), e.destroy(cleanup, r, p.lock))
@@ -88,7 +88,7 @@ func (e *Engine) define(ctx context.Context, c ContainerConfig) (*record, error)
 	defer b.lock.Unlock()
 	cleanup, cancel := afterwards(ctx)
 	defer cancel()
-	if err := errors.Join(b.monitor.Close(cleanup), e.syncIntent(r.ID)); err != nil {
+	if err := errors.Join(b.monitor.Close(cleanup), e.syncIntent(r)); err != nil {
 		return nil, errors.Join(err, e.delete(cleanup, r))
 	}
 	e.emit(r, "create")
@@ -99,7 +99,8 @@ func (e *Engine) define(ctx context.Context, c ContainerConfig) (*record, error)
 //
 // The record becomes durable after the start and before Run returns. A power cut
 // in between takes the process with it: the container, which nobody was told of,
-// was then never there, or it is one that ended with the machine.
+// was then never there, or it is one that ended with the machine. One that is
+// removed at its end never becomes durable.
 func (e *Engine) Run(ctx context.Context, c ContainerConfig, stdio Stdio) (Container, error) {
 	r, p, err := e.create(ctx, c, stdio)
 	if err != nil {
@@ -108,8 +109,8 @@ func (e *Engine) Run(ctx context.Context, c ContainerConfig, stdio Stdio) (Conta
 	err = e.goOn(ctx, r.ID, p)
 	if err != nil {
 		err = fmt.Errorf("start container %s: %w", short(r.ID), err)
-	} else if err = e.syncIntent(r.ID); errors.Is(err, fs.ErrNotExist) {
-		err = nil // it has ended, and who waited for it removed it
+	} else if err = e.syncIntent(r); errors.Is(err, fs.ErrNotExist) {
+		err = nil // it has ended, and somebody removed it
 	}
 	if err != nil {
 		cleanup, cancel := afterwards(ctx)
@@ -139,7 +140,7 @@ func (e *Engine) create(ctx context.Context, c ContainerConfig, stdio Stdio) (*r
 	if err := e.intend(ctx, r, b); err != nil {
 		return nil, nil, fmt.Errorf("create container: %w", err)
 	}
-	rt, err := e.prepare(ctx, r, stdio, runtime.Overlay{Lower: r.Lower, Upper: e.upper(r.ID), Work: e.work(r.ID)}, b.monitor)
+	rt, err := e.prepare(ctx, r, stdio, runtime.Overlay{Lower: r.Lower, Upper: e.upper(r.ID), Work: e.work(r.ID), Volatile: r.passing()}, b.monitor)
 	if err != nil {
 		cleanup, cancel := afterwards(ctx)
 		defer cancel()
@@ -244,6 +245,9 @@ func (e *Engine) begin(ctx context.Context) (*birth, error) {
 	}
 	b.lock, err = tryLock(filepath.Join(b.tmp, lockFile), unix.LOCK_EX)
 	if err == nil {
+		err = os.Symlink(b.id, filepath.Join(b.tmp, ownerFile))
+	}
+	if err == nil {
 		b.monitor, err = runtime.StartMonitor(e.cgroup(b.id))
 	}
 	if err != nil {
@@ -326,18 +330,22 @@ func (e *Engine) fillDir(ctx context.Context, r *record, tmp string) error {
 }
 
 // syncIntent makes the record and its claims survive a power cut. The claims
-// come first: a record without its claim could share its ids with another.
-func (e *Engine) syncIntent(id string) error {
+// come first: a record without its claim could share its ids with another. One that
+// is removed at its end need not survive.
+func (e *Engine) syncIntent(r *record) error {
+	if r.passing() {
+		return nil
+	}
 	var err error
 	for _, dir := range []string{e.namesDir(), e.idsDir()} {
 		err = errors.Join(err, atomicfile.SyncDir(dir))
 	}
-	f, openErr := os.OpenFile(filepath.Join(e.dir(id), configFile), os.O_WRONLY, 0)
+	f, openErr := os.OpenFile(filepath.Join(e.dir(r.ID), configFile), os.O_WRONLY, 0)
 	if err = errors.Join(err, openErr); err != nil {
 		return err
 	}
 	err = errors.Join(f.Sync(), f.Close())
-	for _, dir := range []string{e.dir(id), e.containersDir()} {
+	for _, dir := range []string{e.dir(r.ID), e.containersDir()} {
 		err = errors.Join(err, atomicfile.SyncDir(dir))
 	}
 	return err
@@ -366,7 +374,7 @@ func (e *Engine) prepare(ctx context.Context, r *record, stdio Stdio, root runti
 	}
 	config := runtime.Config{
 		ID: r.ID, Spec: spec, Root: root, Foreign: r.foreign(), StateDir: e.stateDir(r.ID), Dir: e.dir(r.ID), Cgroup: e.cgroup(r.ID),
-		Stdin: stdio.Stdin, Stdout: stdio.Stdout, Stderr: stdio.Stderr, Monitor: m,
+		Stdin: stdio.Stdin, Stdout: stdio.Stdout, Stderr: stdio.Stderr, Monitor: m, Passing: r.passing(),
 		Plug: func(ctx context.Context, pid int) error {
 			e.step("cloned")
 			if err := e.attach(ctx, r, pid); err != nil {

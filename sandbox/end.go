@@ -268,18 +268,43 @@ func (e *Engine) sawEnd(ctx context.Context, r *record) error {
 	if err != nil || c.State != string(runtime.Stopped) {
 		return err // it may have been started again
 	}
-	if err := e.settle(ctx, r); err != nil || !r.Config.Remove {
-		return err
+	if !r.Config.Remove {
+		return e.settle(ctx, r)
+	}
+	if !r.passing() {
+		if err := e.settle(ctx, r); err != nil {
+			return err
+		}
 	}
 	waited, err := tryLock(filepath.Join(e.dir(r.ID), waitFile), unix.LOCK_EX)
 	if errors.Is(err, ErrBusy) {
-		return nil // the last waiter removes it
+		return e.settle(ctx, r) // the last waiter removes it
 	}
 	if err != nil {
 		return err
 	}
 	defer waited.Unlock()
-	return e.delete(ctx, r)
+	if !r.passing() {
+		return e.delete(ctx, r)
+	}
+	return e.deleteEnded(ctx, r, c)
+}
+
+// deleteEnded is settle and delete for a container that nobody else waits for: its end
+// is told, and not written down. Until it is renamed exit.json says how it ended.
+func (e *Engine) deleteEnded(ctx context.Context, r *record, c Container) error {
+	_, told, err := e.ended(r.ID)
+	if err != nil {
+		return err
+	}
+	if err := e.free(ctx, r); err != nil {
+		return err
+	}
+	e.step("freed")
+	if !told && !c.Started.IsZero() {
+		e.emitEnd(r, runtime.Exit{Code: c.ExitCode, OOM: c.OOM, OOMKills: c.OOMKills, Lost: c.LogLost, Known: c.ExitKnown, At: c.Finished})
+	}
+	return e.discard(ctx, r)
 }
 
 // settle frees what an ended container holds in the kernel and writes down how
@@ -432,6 +457,11 @@ func (e *Engine) delete(ctx context.Context, r *record) error {
 	if err := e.free(ctx, r); err != nil {
 		return err
 	}
+	return e.discard(ctx, r)
+}
+
+// discard is delete for a container that has nothing in the kernel any more.
+func (e *Engine) discard(ctx context.Context, r *record) error {
 	if err := e.forget(r.ID); err != nil {
 		return err
 	}
@@ -449,7 +479,7 @@ func (e *Engine) delete(ctx context.Context, r *record) error {
 		return err
 	}
 	e.step("renamed")
-	if !r.Step { // the next boot removes one anyway
+	if !r.passing() {
 		if err := atomicfile.SyncDir(e.containersDir()); err != nil {
 			return err
 		}

@@ -157,11 +157,26 @@ func (e *Engine) ended(id string) (end ending, ok bool, err error) {
 	return end, ok, err
 }
 
+// passing tells that the container goes with its end, and that nobody starts it a
+// second time. A power cut ends it too, so nothing of it waits for the disk: what is
+// left of it, record, claims or neither, is for Recover to remove. One that was only
+// defined waits for its start, also over a boot.
+func (r *record) passing() bool { return (r.Config.Remove || r.Step) && !r.Idle }
+
+// ownerFile is the symbolic link to its own id in a container's directory, of which its
+// claims are further names.
+const ownerFile = "owner"
+
 // claim takes a key in a claims directory for id. Creating a symbolic link is
 // atomic and carries its owner with it, so that no crash leaves a claim of
-// which nobody knows whose it is.
-func claim(dir, key, id string) (taken bool, err error) {
-	err = os.Symlink(id, filepath.Join(dir, key))
+// which nobody knows whose it is. So is a hard link to the one in the container's own
+// directory, if there is one: it needs no inode.
+func (e *Engine) claim(dir, key, id string) (taken bool, err error) {
+	path := filepath.Join(dir, key)
+	err = os.Link(filepath.Join(e.containersDir(), newMark+id, ownerFile), path) // link(2) follows no symbolic link
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		err = os.Symlink(id, path) // it was made before, or its file system links no links
+	}
 	if errors.Is(err, fs.ErrExist) {
 		return true, nil
 	}
@@ -184,7 +199,7 @@ func release(dir, key, id string) error {
 // claimName takes the name that was asked for, or makes one up.
 func (e *Engine) claimName(want, id string) (string, error) {
 	if want != "" {
-		taken, err := claim(e.namesDir(), want, id)
+		taken, err := e.claim(e.namesDir(), want, id)
 		if taken {
 			err = fmt.Errorf("%w: %s", ErrNameTaken, want)
 		}
@@ -192,13 +207,13 @@ func (e *Engine) claimName(want, id string) (string, error) {
 	}
 	for i := range 20 {
 		name := madeUpName(i)
-		taken, err := claim(e.namesDir(), name, id)
+		taken, err := e.claim(e.namesDir(), name, id)
 		if err != nil || !taken {
 			return name, err
 		}
 	}
 	name := "c-" + short(id)
-	_, err := claim(e.namesDir(), name, id)
+	_, err := e.claim(e.namesDir(), name, id)
 	return name, err
 }
 
@@ -211,7 +226,7 @@ func (e *Engine) claimBlock(id string) (int, error) {
 	}
 	for i := range idBlocks {
 		n := (first + i) % idBlocks
-		taken, err := claim(e.idsDir(), fmt.Sprint(n), id)
+		taken, err := e.claim(e.idsDir(), fmt.Sprint(n), id)
 		if err != nil {
 			return 0, err
 		}

@@ -120,6 +120,9 @@ func (e *Engine) makeAgain(ctx context.Context, id string) (*runtime.Container, 
 	if c.State != string(runtime.Stopped) && (c.State != string(runtime.Created) || c.Pid != 0) {
 		return nil, ErrRunning
 	}
+	if r.passing() && r.Boot != e.boot {
+		return nil, errors.New("it was to be removed at its end, and was not synced: its claims may be somebody else's")
+	}
 	if err := e.settle(ctx, r); err != nil {
 		return nil, err
 	}
@@ -141,7 +144,15 @@ func (e *Engine) makeAgain(ctx context.Context, id string) (*runtime.Container, 
 		}
 	}
 	e.step("end forgotten")
-	rt, err := e.prepare(ctx, r, Stdio{}, runtime.Overlay{Lower: r.Lower, Upper: e.upper(id), Work: e.work(id)}, nil)
+	root := runtime.Overlay{Lower: r.Lower, Upper: e.upper(id), Work: e.work(id), Volatile: r.passing()}
+	if root.Volatile {
+		// A layer that was mounted volatile is marked: after a power cut it may be
+		// incomplete. There was none in this boot.
+		if err := os.RemoveAll(filepath.Join(e.work(id), "work", "incompat")); err != nil {
+			return nil, err
+		}
+	}
+	rt, err := e.prepare(ctx, r, Stdio{}, root, nil)
 	if err != nil {
 		cleanup, cancel := afterwards(ctx)
 		defer cancel()

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -146,9 +147,9 @@ func (s *server) describe(c *gin.Context, app agent.App) (App, error) {
 	return a, nil
 }
 
-var password = regexp.MustCompile(`^([a-z+]+://[^/@:]*):[^/@]*@`)
+var password = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^([a-z+]+://[^/@:]*):[^/@]*@`) })
 
-func withoutPassword(url string) string { return password.ReplaceAllString(url, "$1@") }
+func withoutPassword(url string) string { return password().ReplaceAllString(url, "$1@") }
 
 // defaultPage and maxPage bound the list of deployments.
 const (
@@ -209,7 +210,7 @@ func (s *server) listReleases(c *gin.Context) {
 	c.JSON(http.StatusOK, gin.H{"releases": list})
 }
 
-var commitHash = regexp.MustCompile(`^[0-9a-fA-F]{7,64}$`)
+var commitHash = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9a-fA-F]{7,64}$`) })
 
 func (s *server) deploy(c *gin.Context) {
 	app, ok := s.app(c)
@@ -223,7 +224,7 @@ func (s *server) deploy(c *gin.Context) {
 	}
 	branch := app.Repo.Branch
 	switch {
-	case r.Commit != "" && !commitHash.MatchString(r.Commit):
+	case r.Commit != "" && !commitHash().MatchString(r.Commit):
 		s.problem(c, http.StatusBadRequest, "commit must be a hash of 7 to 64 hex digits")
 		return
 	case r.Ref != "" && r.Ref != branch && r.Ref != "refs/heads/"+branch:

@@ -12,13 +12,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"naru/internal/atomicfile"
 )
 
-var pidDirective = regexp.MustCompile(`(?m)^\s*pid\s+([^\s;]+)\s*;`)
+var pidDirective = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?m)^\s*pid\s+([^\s;]+)\s*;`) })
 
 // mainName is the main file's key in prev/; no app has a dot in its name.
 const mainName = "nginx.main"
@@ -233,7 +234,7 @@ func workerUser() string {
 			continue
 		}
 		g, err := user.LookupGroupId(u.Gid)
-		if err == nil && userName.MatchString(g.Name) {
+		if err == nil && userName().MatchString(g.Name) {
 			return name + " " + g.Name
 		}
 	}

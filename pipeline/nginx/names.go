@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"naru/pipeline"
@@ -19,10 +20,12 @@ import (
 // Everything that reaches a configuration file passes through one of these
 // expressions first; none admits white space, quotes, braces, ";", "#", "$" or "\".
 var (
-	appName  = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
-	hostName = regexp.MustCompile(`^(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`)
-	filePath = regexp.MustCompile(`^/[A-Za-z0-9/._+@=,~-]*$`)
-	userName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
+	appName  = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`) })
+	hostName = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`)
+	})
+	filePath = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^/[A-Za-z0-9/._+@=,~-]*$`) })
+	userName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`) })
 )
 
 const (
@@ -33,7 +36,7 @@ const (
 // checkRoute returns r in the one form in which equal routes have equal text:
 // names in lower case, lists sorted and without repetition.
 func checkRoute(r pipeline.Route) (pipeline.Route, error) {
-	if !appName.MatchString(r.App) {
+	if !appName().MatchString(r.App) {
 		return r, fmt.Errorf("app name %q: want lower case letters, digits, - and _", r.App)
 	}
 	domains := make([]string, 0, len(r.Domains))
@@ -65,7 +68,7 @@ func checkRoute(r pipeline.Route) (pipeline.Route, error) {
 // "*", and returns them in lower case without the final dot.
 func checkDomain(d string) (string, error) {
 	s := strings.ToLower(strings.TrimSuffix(d, "."))
-	if len(s) > maxHostName || !hostName.MatchString(s) {
+	if len(s) > maxHostName || !hostName().MatchString(s) {
 		return "", fmt.Errorf("domain %q is not a host name", d)
 	}
 	return s, nil
@@ -115,7 +118,7 @@ func anyAddress() []string {
 }
 
 func checkPath(what, path string) error {
-	if !filePath.MatchString(path) {
+	if !filePath().MatchString(path) {
 		return fmt.Errorf("%s %q: want an absolute path of letters, digits and /._+@=,~-", what, path)
 	}
 	return nil

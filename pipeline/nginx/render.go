@@ -129,7 +129,7 @@ func (h house) renderApp(r pipeline.Route) (file, error) {
 		return file{}, fmt.Errorf("encode the route: %w", err)
 	}
 	return seal(func(gen string) ([]byte, error) {
-		return execute(appTemplate, struct {
+		return execute(appTemplate(), struct {
 			house
 			Route  pipeline.Route
 			Header string
@@ -140,9 +140,9 @@ func (h house) renderApp(r pipeline.Route) (file, error) {
 }
 
 func (h house) renderMain(s shared) (file, error) {
-	t := systemTemplate
+	t := systemTemplate()
 	if h.Managed {
-		t = managedTemplate
+		t = managedTemplate()
 	}
 	return seal(func(gen string) ([]byte, error) {
 		return execute(t, struct {

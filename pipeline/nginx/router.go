@@ -173,7 +173,7 @@ func (r *Router) placeSystem() error {
 	}
 	if r.pid = o.SystemPid; r.pid == "" {
 		r.pid = b.pidPath
-		if m := pidDirective.FindSubmatch(text); m != nil {
+		if m := pidDirective().FindSubmatch(text); m != nil {
 			r.pid = string(m[1])
 		}
 	}

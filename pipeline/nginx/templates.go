@@ -1,6 +1,9 @@
 package nginx
 
-import "text/template"
+import (
+	"sync"
+	"text/template"
+)
 
 // The templates only ever receive values that checkRoute, checkListen or checkPath
 // let pass, so they need no quoting.
@@ -10,8 +13,11 @@ var (
 	systemTemplate  = parse("system", systemText+httpText)
 )
 
-func parse(name, text string) *template.Template {
-	return template.Must(template.New(name).Funcs(template.FuncMap{"seconds": seconds}).Parse(text))
+// parse waits for the first use: a command that renders nothing pays nothing.
+func parse(name, text string) func() *template.Template {
+	return sync.OnceValue(func() *template.Template {
+		return template.Must(template.New(name).Funcs(template.FuncMap{"seconds": seconds}).Parse(text))
+	})
 }
 
 // mark begins every file of ours.

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // version is an nginx version: major, minor, patch.
@@ -40,9 +41,9 @@ type build struct {
 var oldest = version{1, 15, 3}
 
 var (
-	versionLine = regexp.MustCompile(`nginx version: [^/]*/(\d+)\.(\d+)\.(\d+)`)
-	confArg     = regexp.MustCompile(`--conf-path=(\S+)`)
-	pidArg      = regexp.MustCompile(`--pid-path=(\S+)`)
+	versionLine = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`nginx version: [^/]*/(\d+)\.(\d+)\.(\d+)`) })
+	confArg     = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`--conf-path=(\S+)`) })
+	pidArg      = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`--pid-path=(\S+)`) })
 )
 
 // inspect runs nginx -V, which reads no configuration.
@@ -64,7 +65,7 @@ func inspect(ctx context.Context, binary string) (build, error) {
 
 // parseBuild reads the output of nginx -V.
 func parseBuild(out string) (build, error) {
-	m := versionLine.FindStringSubmatch(out)
+	m := versionLine().FindStringSubmatch(out)
 	if m == nil {
 		return build{}, fmt.Errorf("nginx -V told no version: %.100q", out)
 	}
@@ -76,10 +77,10 @@ func parseBuild(out string) (build, error) {
 		return build{}, fmt.Errorf("nginx %v is too old: %v or newer is needed", b.version, o)
 	}
 	b.args = out
-	if m := confArg.FindStringSubmatch(out); m != nil {
+	if m := confArg().FindStringSubmatch(out); m != nil {
 		b.confPath = m[1]
 	}
-	if m := pidArg.FindStringSubmatch(out); m != nil {
+	if m := pidArg().FindStringSubmatch(out); m != nil {
 		b.pidPath = m[1]
 	}
 	return b, nil

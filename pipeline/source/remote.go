@@ -11,6 +11,7 @@ import (
 	"path"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-git/go-git/v5"
@@ -44,7 +45,9 @@ type remote struct {
 
 // scpLike is git's short form of an ssh URL, user@host:path. A path that begins
 // with a digit could be taken for a port and needs the long form.
-var scpLike = regexp.MustCompile(`^([A-Za-z0-9][A-Za-z0-9._-]*)@([A-Za-z0-9][A-Za-z0-9.-]*):([^:\\\s0-9][^:\\\s]*)$`)
+var scpLike = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^([A-Za-z0-9][A-Za-z0-9._-]*)@([A-Za-z0-9][A-Za-z0-9.-]*):([^:\\\s0-9][^:\\\s]*)$`)
+})
 
 // parseRemote allows what is meant to work and nothing else: no http, no git://, no
 // helper such as ext::, no option in the place of a host, no credentials in
@@ -57,7 +60,7 @@ func parseRemote(repo pipeline.Repo) (remote, error) {
 	if strings.ContainsFunc(repo.URL, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
 		return r, errors.New("URL has spaces or control characters")
 	}
-	if m := scpLike.FindStringSubmatch(repo.URL); m != nil {
+	if m := scpLike().FindStringSubmatch(repo.URL); m != nil {
 		r.scheme, r.url, r.user, r.host = "ssh", repo.URL, m[1], net.JoinHostPort(m[2], "22")
 		return r, nil
 	}

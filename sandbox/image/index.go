@@ -205,18 +205,18 @@ func (s *Store) resolve(ref string, x index) (digest.Digest, error) {
 			return id, nil
 		}
 	}
-	isID := idPattern.MatchString(ref)
-	if !isID && nameErr != nil {
+	byID := isID(ref)
+	if !byID && nameErr != nil {
 		return "", nameErr
 	}
-	if !isID && parsed.digest == "" {
+	if !byID && parsed.digest == "" {
 		return "", fmt.Errorf("%s: %w", parsed.short(), ErrNotFound)
 	}
 	hex := strings.TrimPrefix(ref, "sha256:")
-	if !isID {
+	if !byID {
 		hex = parsed.digest.Encoded()
 	}
-	return s.resolveHex(ref, hex, isID, x)
+	return s.resolveHex(ref, hex, byID, x)
 }
 
 // resolveHex finds an image by the digest of its config, its manifest or the

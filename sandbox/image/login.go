@@ -106,7 +106,7 @@ func registryKey(host string) (ask, key string, err error) {
 	case "", hub, "index.docker.io", "index.docker.io/v1", "registry-1.docker.io":
 		return hub, hubKey, nil
 	}
-	if !hostPattern.MatchString(host) {
+	if !hostPattern().MatchString(host) {
 		return "", "", fmt.Errorf("registry %q: want host[:port]", host)
 	}
 	return host, host, nil

@@ -4,17 +4,60 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 )
 
-// The grammar is that of github.com/distribution/reference.
-var (
-	hostPattern = regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?$`)
-	pathPattern = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
-	tagPattern  = regexp.MustCompile(`^[\w][\w.-]{0,127}$`)
-	idPattern   = regexp.MustCompile(`^(?:sha256:)?[a-f0-9]{2,64}$`)
-)
+// The grammar of names is that of github.com/distribution/reference. What every
+// command needs is read by hand, as compiling its expressions takes longer.
+
+// hostPattern is that of a registry.
+var hostPattern = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?$`)
+})
+
+func lowerOrDigit(c byte) bool { return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' }
+
+// validHost spares Docker's own registry the expression.
+func validHost(host string) bool { return host == hub || hostPattern().MatchString(host) }
+
+// validPath: parts between slashes, each of lower case letters and digits with ".",
+// "_", "__" or any number of "-" between them.
+func validPath(path string) bool {
+	for part := range strings.SplitSeq(path, "/") {
+		if part == "" || !lowerOrDigit(part[0]) || !lowerOrDigit(part[len(part)-1]) {
+			return false
+		}
+		for i := 0; i < len(part); {
+			start := i
+			for i < len(part) && !lowerOrDigit(part[i]) {
+				i++
+			}
+			if separator := part[start:i]; separator != "" && separator != "." && separator != "_" && separator != "__" && strings.Trim(separator, "-") != "" {
+				return false
+			}
+			for i < len(part) && lowerOrDigit(part[i]) {
+				i++
+			}
+		}
+	}
+	return true
+}
+
+// validTag: a letter, digit or "_", then up to 127 of those, "." and "-".
+func validTag(tag string) bool {
+	if tag == "" || len(tag) > 128 || tag[0] == '.' || tag[0] == '-' {
+		return false
+	}
+	return strings.Trim(tag, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") == "" // Trim takes all, or stops at a stranger
+}
+
+// isID says that s may be an image's id or the beginning of one.
+func isID(s string) bool {
+	s = strings.TrimPrefix(s, "sha256:")
+	return len(s) >= 2 && len(s) <= 64 && strings.Trim(s, "0123456789abcdef") == ""
+}
 
 const hub = "docker.io"
 
@@ -38,7 +81,7 @@ func parseName(name string) (reference, error) {
 	}
 	if i := strings.LastIndexByte(rest, ':'); i > strings.LastIndexByte(rest, '/') {
 		rest, r.tag = rest[:i], rest[i+1:]
-		if !tagPattern.MatchString(r.tag) {
+		if !validTag(r.tag) {
 			return r, fmt.Errorf("image name %q: bad tag", name)
 		}
 	}
@@ -55,7 +98,7 @@ func parseName(name string) (reference, error) {
 	if r.host == hub && !strings.Contains(r.path, "/") {
 		r.path = "library/" + r.path
 	}
-	if !hostPattern.MatchString(r.host) || !pathPattern.MatchString(r.path) || len(r.path) > 255 {
+	if !validHost(r.host) || !validPath(r.path) || len(r.path) > 255 {
 		return r, fmt.Errorf("image name %q: want [registry/]path[:tag] in lower case", name)
 	}
 	return r, nil

@@ -18,7 +18,9 @@ func (m *monitor) ended() {
 		m.drain(i)
 	}
 	m.log.notice()
-	m.log.sync()
+	if !m.passing {
+		m.log.sync()
+	}
 	if m.committed {
 		m.record(ws, known)
 	}
@@ -61,7 +63,8 @@ func (m *monitor) status() (ws syscall.WaitStatus, known, done bool) {
 	return 0, false, true
 }
 
-// record writes exit.json: temporary file, fsync, rename, fsync of the directory.
+// record writes exit.json: temporary file, fsync, rename, fsync of the directory;
+// without fsync where a power cut leaves nothing that the record could tell of.
 func (m *monitor) record(ws syscall.WaitStatus, known bool) {
 	code := 255
 	if known {
@@ -75,7 +78,8 @@ func (m *monitor) record(ws syscall.WaitStatus, known bool) {
 		return // the agent then asks the pidfd
 	}
 	defer syscall.Close(fd)
-	if writeAll(fd, text) == nil && syscall.Fsync(fd) == nil && syscall.Renameat(m.dir, tmp, m.dir, FileExit) == nil {
+	written := writeAll(fd, text) == nil && (m.passing || syscall.Fsync(fd) == nil)
+	if written && syscall.Renameat(m.dir, tmp, m.dir, FileExit) == nil && !m.passing {
 		syscall.Fsync(m.dir)
 	}
 }

@@ -17,6 +17,7 @@ type monitor struct {
 	committed bool
 	detached  bool
 	solo      bool // leaves at OpCommit
+	passing   bool // Launch.Passing
 	creator   int
 	listen    int
 	lock      int
@@ -37,7 +38,7 @@ type monitor struct {
 
 func newMonitor(l *Launch, fds []int) *monitor {
 	m := &monitor{
-		creator: Control, waiter: None, detached: l.Detached, solo: l.Solo, state: StateCreated,
+		creator: Control, waiter: None, detached: l.Detached, solo: l.Solo, passing: l.Passing, state: StateCreated,
 		listen: fdOf(fds, l.Listen), lock: fdOf(fds, l.Lock), dir: fdOf(fds, l.Dir), home: fdOf(fds, l.State),
 		kill: fdOf(fds, l.Kill), oom: newOOMWatch(fdOf(fds, l.OOM), fdOf(fds, l.OOMEvent)),
 		clients: make([]*client, 0, maxClients), polled: make([]pollFD, 0, 2*maxClients+16),

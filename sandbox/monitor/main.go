@@ -2,7 +2,6 @@ package monitor
 
 import (
 	"syscall"
-	"unsafe"
 )
 
 // Main is the whole life of the process; personality is argv[0]. It does not return.
@@ -51,12 +50,9 @@ func (b *boot) request(personality string, msg []byte, fds []int) {
 	syscall.Exit(0)
 }
 
-// setName makes the process findable in ps(1), where it would have a descriptor's number.
-func setName(name string) {
-	const prSetName = 15
-	b := append([]byte(name), 0)
-	syscall.RawSyscall(syscall.SYS_PRCTL, prSetName, uintptr(unsafe.Pointer(&b[0])), 0)
-}
+// setName makes the process findable in ps(1), where it would have a descriptor's
+// number. By prctl(2) it would name this thread, which the Go runtime may have made.
+func setName(name string) { _ = writeFile("/proc/self/comm", name) }
 
 // closeOthers drops the descriptors that were only for the child.
 func closeOthers(fds []int, keep ...int) {

@@ -98,6 +98,7 @@ type Launch struct {
 	GIDMap     string       //
 	Detached   bool         // may wait for Start without creator
 	Started    bool         // adopted: it runs already
+	Passing    bool         // its directory goes with its end: log and exit.json are not synced
 	Solo       bool         // ends at OpCommit, and leaves its child to the creator's parent (a subreaper, prctl(2))
 	Terminal   bool         // the init brings the master of its terminal, see TerminalFD
 	LogMax     uint64       // bytes of all log files together
@@ -135,7 +136,7 @@ func (l *Launch) Encode() []byte {
 	e.U64(l.Flags)
 	e.String(l.UIDMap)
 	e.String(l.GIDMap)
-	e.U32(flag(l.Detached) | flag(l.Started)<<1 | flag(l.Solo)<<2)
+	e.U32(flag(l.Detached) | flag(l.Started)<<1 | flag(l.Solo)<<2 | flag(l.Passing)<<3)
 	e.U64(l.LogMax)
 	e.U32(l.LogFiles)
 	e.U32(flag(l.Terminal))
@@ -155,6 +156,7 @@ func decodeLaunch(b []byte) (*Launch, bool) {
 	l := &Launch{Name: d.String(), Flags: d.U64(), UIDMap: d.String(), GIDMap: d.String()}
 	bits := d.U32()
 	l.Detached, l.Started, l.Solo, l.LogMax = bits&1 != 0, bits&2 != 0, bits&4 != 0, d.U64()
+	l.Passing = bits&8 != 0
 	l.LogFiles, l.Terminal = d.U32(), d.U32() != 0
 	l.Callback.decode(d)
 	for _, p := range l.indexes() {

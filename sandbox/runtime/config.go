@@ -59,6 +59,9 @@ type Config struct {
 	// Detached lets a created container wait for Start without its creator; otherwise
 	// it is killed when the creator dies before Start.
 	Detached bool
+	// Passing is set for a container whose Dir is removed when it ends: neither its log
+	// nor exit.json is synced.
+	Passing bool
 }
 
 // DefaultLogMax is the log bound in bytes for a Config that names none.
@@ -75,8 +78,9 @@ type Overlay struct {
 	// system. Without Upper one Lower is bound as it is (read-only if the
 	// spec's root is), and several make a read-only overlay.
 	Upper, Work string
-	// Volatile skips all fsync of the upper layer (overlayfs "volatile"): for
-	// build steps, whose result is thrown away after a crash.
+	// Volatile skips all fsync of the upper layer (overlayfs "volatile"), and the sync of
+	// its whole file system that its unmounting is otherwise: for a layer that is thrown
+	// away after a crash. It can be mounted once.
 	Volatile bool
 }
 

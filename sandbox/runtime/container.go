@@ -184,7 +184,8 @@ func (c *Container) Wait(ctx context.Context) (Exit, error) {
 // exit waits for the monitor's record of an ended process. Where no monitor is
 // left, the kernel is asked, and the answer recorded.
 func (c *Container) exit(ctx context.Context) (Exit, error) {
-	for wait := 200 * time.Microsecond; ; wait = min(2*wait, 50*time.Millisecond) {
+	began := time.Now()
+	for wait := firstLook; ; wait = nextLook(began, wait) {
 		e, ok, err := loadExit(c.dir)
 		if err != nil || ok {
 			return e, err
@@ -206,6 +207,21 @@ func (c *Container) exit(ctx context.Context) (Exit, error) {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// A monitor is done within a millisecond or two of its container's end. Whoever waits
+// for that looks often at first, and then less and less.
+const (
+	firstLook = 100 * time.Microsecond
+	often     = 3 * time.Millisecond
+	seldom    = 20 * time.Millisecond
+)
+
+func nextLook(began time.Time, wait time.Duration) time.Duration {
+	if time.Since(began) < often {
+		return firstLook
+	}
+	return min(2*wait, seldom)
 }
 
 // recordExit is called with the monitor's lock held.

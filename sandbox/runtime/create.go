@@ -251,6 +251,7 @@ func (c *creation) descriptors() error {
 	if c.ids.mapped() {
 		l.UIDMap, l.GIDMap = mapText(c.ids.uids), mapText(c.ids.gids)
 	}
+	l.Passing = c.Passing
 	l.Detached, l.LogMax, l.LogFiles = c.Detached, uint64(c.LogMax), uint32(c.LogFiles)
 	if c.LogMax <= 0 {
 		l.LogMax = DefaultLogMax

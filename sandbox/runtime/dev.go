@@ -149,6 +149,12 @@ func privateNull() (*os.File, error) {
 	if err := unix.Mknodat(int(dir.Fd()), "null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
 		return nil, fmt.Errorf("make null device: %w", err)
 	}
+	return nullOf(dir)
+}
+
+// nullOf opens the null device of a /dev that is the container's own: for it that is
+// as good as one of a file system more.
+func nullOf(dir *os.File) (*os.File, error) {
 	null, err := unix.Openat(int(dir.Fd()), "null", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open null device: %w", err)

@@ -175,7 +175,8 @@ func waitMonitor(ctx context.Context, stateDir string) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	for wait := 200 * time.Microsecond; ctx.Err() == nil; wait = min(2*wait, 20*time.Millisecond) {
+	began := time.Now()
+	for wait := firstLook; ctx.Err() == nil; wait = nextLook(began, wait) {
 		lock, err := lockMonitor(stateDir)
 		if err == nil {
 			lock.Close()

@@ -145,6 +145,10 @@ func (c *creation) stdio(got *prepared) error {
 		got.stdin, err = c.openStdin(dir)
 		return err
 	}
+	if c.Stdin == nil && c.dev != nil {
+		got.stdin, err = nullOf(c.dev)
+		return err
+	}
 	got.stdin, err = duplicate(c.Stdin)
 	return err
 }

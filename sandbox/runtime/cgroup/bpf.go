@@ -4,11 +4,11 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -32,11 +32,11 @@ func attachDevices(dir string, rules []deviceRule) error {
 		return fmt.Errorf("load program: %w", err)
 	}
 	defer unix.Close(prog)
-	cg, err := os.Open(dir)
+	cg, err := openFile(dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
-	defer cg.Close()
+	defer unix.Close(cg)
 	old, err := programsOf(dir)
 	if err != nil {
 		return err
@@ -52,7 +52,7 @@ func attachDevices(dir string, rules []deviceRule) error {
 		if err != nil {
 			return fmt.Errorf("open the program to replace: %w", err)
 		}
-		err = attach(int(cg.Fd()), prog, unix.BPF_F_ALLOW_MULTI|unix.BPF_F_REPLACE, was)
+		err = attach(cg, prog, unix.BPF_F_ALLOW_MULTI|unix.BPF_F_REPLACE, was)
 		unix.Close(was)
 		if err == nil {
 			return recordPrograms(dir, []uint32{id})
@@ -61,7 +61,7 @@ func attachDevices(dir string, rules []deviceRule) error {
 			return fmt.Errorf("replace program: %w", err)
 		}
 	}
-	if err := attach(int(cg.Fd()), prog, unix.BPF_F_ALLOW_MULTI, 0); err != nil {
+	if err := attach(cg, prog, unix.BPF_F_ALLOW_MULTI, 0); err != nil {
 		return fmt.Errorf("attach program: %w", err)
 	}
 	return nil
@@ -92,6 +92,9 @@ const sharedXattr = "trusted.naru.program"
 // of ours is written to.
 func sharedProgram(parent string, code []byte) (prog int, id uint32, err error) {
 	hash := fmt.Sprintf("%x", sha256.Sum256(code))
+	if prog, id, err := loaded().get(hash); err == nil {
+		return prog, id, nil
+	}
 	var buf [256]byte
 	if n, err := unix.Getxattr(parent, sharedXattr, buf[:]); err == nil {
 		if f := strings.Fields(string(buf[:n])); len(f) == 3 && f[2] == hash {
@@ -112,10 +115,46 @@ func sharedProgram(parent string, code []byte) (prog int, id uint32, err error) 
 		unix.Close(prog)
 		return -1, 0, err
 	}
+	loaded().keep(hash, prog, info.id)
 	if _, err := unix.Getxattr(parent, madeXattr, nil); err == nil {
 		_ = unix.Setxattr(parent, sharedXattr, fmt.Appendf(nil, "%d %x %s", info.id, info.tag, hash), 0) // without, the next one loads its own
 	}
 	return prog, info.id, nil
+}
+
+// kept is the program that this process loaded last, for containers that follow each
+// other and never meet.
+type kept struct {
+	mu   sync.Mutex
+	hash string
+	prog int
+	id   uint32
+}
+
+var loaded = sync.OnceValue(func() *kept { return new(kept) })
+
+func (k *kept) get(hash string) (prog int, id uint32, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.hash != hash {
+		return -1, 0, unix.ENOENT
+	}
+	prog, err = unix.FcntlInt(uintptr(k.prog), unix.F_DUPFD_CLOEXEC, 0)
+	return prog, k.id, err
+}
+
+// keep takes a descriptor of its own; without one the next container loads again.
+func (k *kept) keep(hash string, prog int, id uint32) {
+	own, err := unix.FcntlInt(uintptr(prog), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.hash != "" {
+		unix.Close(k.prog)
+	}
+	k.hash, k.prog, k.id = hash, own, id
 }
 
 // programInfo is the begin of struct bpf_prog_info.

@@ -26,6 +26,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,27 +41,44 @@ type Host struct {
 	Controllers []string
 }
 
-// first is what Detect found first.
-var first = sync.OnceValues(readMounts)
+// detected is what the machine was found to have, and when.
+type detected struct {
+	mu   sync.Mutex
+	host Host
+	at   time.Time
+}
+
+// last is shared by all, as there is one machine.
+var last = sync.OnceValue(func() *detected { return new(detected) })
+
+// fresh is how long an answer is believed: a container's start and end ask nine
+// times, and each look at all hierarchies takes as long as making a group in one.
+const fresh = 50 * time.Millisecond
 
 // Detect finds the machine's hierarchies. The mount table is read once, as that
 // takes longer than making a group; it is read again when what was found is no
-// longer there.
+// longer there. An answer may be 50 ms old. Its maps must not be changed.
 func Detect() (Host, error) {
-	h, err := first()
-	if err != nil || !h.mounted() {
+	d := last()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.at.IsZero() && time.Since(d.at) < fresh {
+		return d.host, nil
+	}
+	h, err := d.host, error(nil)
+	if d.at.IsZero() || !h.mounted() {
 		h, err = readMounts()
 	}
-	if err != nil {
-		return Host{}, fmt.Errorf("detect cgroups: %w", err)
-	}
-	if h.Unified != "" {
-		b, err := os.ReadFile(filepath.Join(h.Unified, "cgroup.controllers"))
-		if err != nil {
-			return Host{}, fmt.Errorf("detect cgroups: %w", err)
-		}
+	if err == nil && h.Unified != "" {
+		var b []byte
+		b, err = readFile(filepath.Join(h.Unified, "cgroup.controllers"))
 		h.Controllers = strings.Fields(string(b))
 	}
+	if err != nil {
+		d.at = time.Time{}
+		return Host{}, fmt.Errorf("detect cgroups: %w", err)
+	}
+	d.host, d.at = h, time.Now()
 	return h, nil
 }
 

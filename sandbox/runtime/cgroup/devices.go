@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -206,7 +205,7 @@ func (l deviceList) apply(dir string) error {
 	if l.allow {
 		except, cut = cut, except
 	}
-	b, err := os.ReadFile(filepath.Join(dir, "devices.list"))
+	b, err := readFile(filepath.Join(dir, "devices.list"))
 	if err != nil {
 		return err
 	}
@@ -217,14 +216,15 @@ func (l deviceList) apply(dir string) error {
 		}
 		have = nil
 	}
-	var want []string
+	var want, add []string
 	for _, e := range l.exceptions {
 		want = append(want, e.String())
 		if !slices.Contains(have, e.String()) {
-			if err := write(dir, except, e.String()); err != nil {
-				return fmt.Errorf("[%d] (%v): %w", e.index, e, err)
-			}
+			add = append(add, e.String())
 		}
+	}
+	if err := writeAll(dir, except, add); err != nil {
+		return err
 	}
 	for _, h := range have {
 		if h == "" || slices.Contains(want, h) {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -60,7 +59,7 @@ func (f freezer) set(ctx context.Context, frozen bool) error {
 		if err := write(f.dir, f.file, value); err != nil {
 			return err
 		}
-		b, err := os.ReadFile(filepath.Join(f.dir, f.events))
+		b, err := readFile(filepath.Join(f.dir, f.events))
 		if err != nil || bytes.Contains(b, []byte(done)) {
 			return err
 		}
@@ -89,6 +88,6 @@ func (g *Group) Frozen() bool {
 	if dir == "" {
 		return false
 	}
-	b, err := os.ReadFile(filepath.Join(dir, file))
+	b, err := readFile(filepath.Join(dir, file))
 	return err == nil && strings.TrimSpace(string(b)) == "1"
 }

@@ -186,7 +186,7 @@ func (g *Group) refuseUsed() error {
 			return fmt.Errorf("%s is in use by process %d", dir, pids[0])
 		}
 		for _, f := range []string{"cgroup.freeze", "freezer.self_freezing"} {
-			if b, err := os.ReadFile(filepath.Join(dir, f)); err == nil && strings.TrimSpace(string(b)) == "1" {
+			if b, err := readFile(filepath.Join(dir, f)); err == nil && strings.TrimSpace(string(b)) == "1" {
 				return fmt.Errorf("%s is frozen", dir)
 			}
 		}
@@ -202,9 +202,9 @@ func inheritCpuset(mount, path string) error {
 		parent := dir
 		dir = filepath.Join(dir, name)
 		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
-			b, err := os.ReadFile(filepath.Join(dir, file))
+			b, err := readFile(filepath.Join(dir, file))
 			if err == nil && len(strings.TrimSpace(string(b))) == 0 {
-				if b, err = os.ReadFile(filepath.Join(parent, file)); err == nil {
+				if b, err = readFile(filepath.Join(parent, file)); err == nil {
 					err = write(dir, file, strings.TrimSpace(string(b)))
 				}
 			}

@@ -2,7 +2,6 @@ package cgroup
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -16,14 +15,14 @@ func (g *Group) ioStats(s *Stats) error {
 		return err
 	}
 	if v2 {
-		b, err := os.ReadFile(filepath.Join(dir, "io.stat"))
+		b, err := readFile(filepath.Join(dir, "io.stat"))
 		for line := range strings.Lines(string(b)) {
 			s.IO.v2Line(strings.Fields(line))
 		}
 		return err
 	}
 	for _, file := range []string{"blkio.throttle.io_service_bytes_recursive", "blkio.throttle.io_serviced_recursive"} {
-		b, err := os.ReadFile(filepath.Join(dir, file))
+		b, err := readFile(filepath.Join(dir, file))
 		if err != nil {
 			return err
 		}
@@ -152,7 +151,7 @@ func (g *Group) pressures(s *Stats) error {
 		return nil
 	}
 	for name, to := range map[string]**Pressure{"cpu": &s.CPU.Pressure, "memory": &s.Memory.Pressure, "io": &s.IO.Pressure} {
-		b, err := os.ReadFile(filepath.Join(dir, name+".pressure"))
+		b, err := readFile(filepath.Join(dir, name+".pressure"))
 		if gone(err) {
 			continue // a kernel without PSI, or with psi=0
 		}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -76,7 +75,7 @@ func killIn(pid int, path string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	b, err := readFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
 	if err != nil || !memberOf(string(b), path) {
 		return nil // it has ended or moved meanwhile
 	}
@@ -114,7 +113,7 @@ func (g *Group) valid() error {
 // is below as well), or reads the lists.
 func (g *Group) empty() (bool, error) {
 	if dir := g.UnifiedDir(); dir != "" {
-		b, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
+		b, err := readFile(filepath.Join(dir, "cgroup.events"))
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 			return true, nil
 		}
@@ -152,7 +151,7 @@ func pidsBelow(dir string) ([]int, error) {
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
 			var b []byte
-			b, err = os.ReadFile(filepath.Join(path, "cgroup.procs"))
+			b, err = readFile(filepath.Join(path, "cgroup.procs"))
 			for _, f := range strings.Fields(string(b)) {
 				if n, err := strconv.Atoi(f); err == nil && n > 0 {
 					pids = append(pids, n)

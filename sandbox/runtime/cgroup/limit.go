@@ -3,8 +3,6 @@ package cgroup
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -33,11 +31,11 @@ func (s setting) fail(err error) error {
 func (s setting) write() error {
 	err := write(s.dir, s.file, s.text)
 	if errors.Is(err, unix.EBUSY) && strings.HasPrefix(s.file, "memory.") {
-		usage, _ := os.ReadFile(filepath.Join(s.dir, "memory.usage_in_bytes"))
+		usage, _ := readFile(filepath.Join(s.dir, "memory.usage_in_bytes"))
 		err = fmt.Errorf("%w: in use are %s bytes", err, strings.TrimSpace(string(usage)))
 	}
 	if err == nil && s.check {
-		b, readErr := os.ReadFile(filepath.Join(s.dir, s.file))
+		b, readErr := readFile(filepath.Join(s.dir, s.file))
 		if got := strings.TrimSpace(string(b)); readErr == nil && got != s.text {
 			err = fmt.Errorf("the kernel takes %s instead", got)
 		}
@@ -140,7 +138,7 @@ func settle(list []setting) error {
 // readOld returns the settings that bring back what is there now.
 func readOld(list []setting) (old []setting) {
 	for _, s := range list {
-		b, err := os.ReadFile(filepath.Join(s.dir, s.file))
+		b, err := readFile(filepath.Join(s.dir, s.file))
 		text := strings.TrimSpace(string(b))
 		if s.file == "memory.oom_control" {
 			text, _, _ = strings.Cut(strings.TrimPrefix(text, "oom_kill_disable "), "\n")
@@ -201,7 +199,7 @@ func (p *planner) read(controller, file string) string {
 	if err != nil {
 		return ""
 	}
-	b, _ := os.ReadFile(filepath.Join(dir, file)) // who needs it notices that it is empty
+	b, _ := readFile(filepath.Join(dir, file)) // who needs it notices that it is empty
 	return strings.TrimSpace(string(b))
 }
 
@@ -272,20 +270,4 @@ func amount(n int64, v2 bool) string {
 		return "-1"
 	}
 	return strconv.FormatInt(n, 10)
-}
-
-// write puts a value into a cgroup file; it never creates one.
-func write(dir, name, value string) error {
-	f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) && exists(dir, "cgroup.procs") {
-		return fmt.Errorf("this kernel has no %s: %w", name, err)
-	}
-	if err != nil {
-		return err
-	}
-	if _, err := f.WriteString(value); err != nil {
-		f.Close()
-		return fmt.Errorf("write %q: %w", value, err)
-	}
-	return f.Close()
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -88,7 +87,7 @@ func (p *planner) swapAlone(limit, swap int64) (string, error) {
 
 // noSwap says that the machine has no swap at all now (proc_swaps(5): one line of heading).
 func noSwap() bool {
-	b, err := os.ReadFile("/proc/swaps")
+	b, err := readFile("/proc/swaps")
 	return err == nil && bytes.Count(b, []byte("\n")) <= 1
 }
 

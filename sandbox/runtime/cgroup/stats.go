@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -144,7 +143,7 @@ func accounting(dir string, c *CPUStats) error {
 		return err
 	}
 	c.Usage, c.User, c.System = time.Duration(usage), time.Duration(user), time.Duration(system)
-	b, err := os.ReadFile(filepath.Join(dir, "cpuacct.usage_percpu"))
+	b, err := readFile(filepath.Join(dir, "cpuacct.usage_percpu"))
 	for _, f := range strings.Fields(string(b)) {
 		n, err := strconv.ParseUint(f, 10, 64)
 		if err != nil {
@@ -252,7 +251,7 @@ func (g *Group) pidsStats(s *Stats) error {
 
 // readNumber reads one number; v2's "max" is math.MaxUint64.
 func readNumber(dir, name string) (uint64, error) {
-	b, err := os.ReadFile(filepath.Join(dir, name))
+	b, err := readFile(filepath.Join(dir, name))
 	if err != nil {
 		return 0, err
 	}

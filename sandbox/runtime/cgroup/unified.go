@@ -26,7 +26,7 @@ func (g *Group) createUnified(wanted []string) error {
 			return err
 		}
 	}
-	b, err := os.ReadFile(filepath.Join(g.UnifiedDir(), "cgroup.type")) // Linux 4.14
+	b, err := readFile(filepath.Join(g.UnifiedDir(), "cgroup.type")) // Linux 4.14
 	if kind := strings.TrimSpace(string(b)); err == nil && kind != "domain" {
 		return fmt.Errorf("%s is a %q cgroup: a container needs one outside of threaded subtrees (cgroups(7))", g.UnifiedDir(), kind)
 	}
@@ -57,7 +57,7 @@ func (g *Group) enable(wanted []string) error {
 
 // enableIn writes only what is missing, as every write stops all forks for a moment.
 func enableIn(dir string, names []string) error {
-	b, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))
+	b, err := readFile(filepath.Join(dir, "cgroup.subtree_control"))
 	if err != nil {
 		return err
 	}
