@@ -51,7 +51,7 @@ var homes = map[string]string{
 	"modernc.org/sqlite":                     "agent/store",
 	"github.com/spf13/cobra":                 "cli",
 	"github.com/moby/buildkit":               "sandbox/build",
-	"github.com/google/go-containerregistry": "sandbox/image",
+	"github.com/google/go-containerregistry": "sandbox/image bench",
 }
 
 // TestFloors parses the imports of every file. It does not ask the go command,

@@ -14,7 +14,6 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 )
 
 // Format is a compression.
@@ -50,20 +49,23 @@ func Open(r io.Reader) (io.ReadCloser, Format, error) {
 			return nil, Gzip, err
 		}
 		return plain, Gzip, nil
-	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}), skippable(head):
 		d, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(window))
 		if err != nil {
 			return nil, Zstd, err
 		}
 		return d.IOReadCloser(), Zstd, nil
 	case bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")):
-		plain, err := xz.ReaderConfig{DictCap: minDict}.NewReader(&xzGuard{r: br})
-		if err != nil {
-			return nil, XZ, err
-		}
-		return io.NopCloser(plain), XZ, nil
+		plain, err := newXZ(br)
+		return plain, XZ, err
 	case bytes.HasPrefix(head, []byte("BZh")):
 		return io.NopCloser(bzip2.NewReader(br)), Bzip2, nil
 	}
 	return io.NopCloser(br), None, nil
+}
+
+// skippable tells whether a zstd stream begins with a frame that is to be skipped
+// (RFC 8878, section 3.1.2), as those of some parallel compressors do.
+func skippable(head []byte) bool {
+	return len(head) >= 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:4], []byte{0x2a, 0x4d, 0x18})
 }

@@ -1,87 +1,215 @@
 package decompress
 
 import (
-	"bytes"
-	"encoding/binary"
+	"bufio"
+	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 
-	"github.com/ulikunitz/xz/lzma"
+	"github.com/ulikunitz/xz"
 )
 
-// minDict makes the library take a dictionary of the size that a block asks for; it
-// takes 8 MiB for each otherwise.
-const minDict = lzma.MinDictCap
-
-// All blocks together may ask for as much memory, one after the other, as a layer may
-// have content for its size (sandbox/image/layer): taking it costs time.
-const dictFloor, dictRatio = 2 << 30, 100
-
-// xzGuard stands below the library, which knows no bound of memory: every block of a
-// stream may ask for a dictionary of 4 GiB, which is taken before a byte of it is
-// needed. A block header is read in two pieces, its first byte and the rest, and ends
-// in a checksum: nothing else that is read so looks like one.
-type xzGuard struct {
-	r     io.Reader
-	first int // the last piece, if that was one byte; else 0
-	read  int64
-	dicts int64
+// newXZ unpacks xz (https://tukaani.org/xz/xz-file-format.txt). The library makes
+// a dictionary of the size that a block asks for, up to 4 GiB, so the blocks are
+// looked at before it sees them.
+func newXZ(r *bufio.Reader) (io.ReadCloser, error) {
+	d, err := xz.NewReader(&xzBlocks{r: r, next: (*xzBlocks).stream})
+	if err != nil {
+		return nil, err
+	}
+	return io.NopCloser(d), nil
 }
 
-func (g *xzGuard) Read(p []byte) (int, error) {
-	// A header must not come in more pieces than it is asked for; its size fits a byte.
-	const longest = 256 * 4
-	n, err := 0, error(nil)
-	if len(p) <= longest {
-		if n, err = io.ReadFull(g.r, p); err == io.ErrUnexpectedEOF {
-			err = nil // said when there is nothing at all
-		}
-	} else {
-		n, err = g.r.Read(p)
-	}
-	g.read += int64(n)
-	if g.first > 0 && n == 4*(g.first+1)-1 {
-		if err := g.check(append([]byte{byte(g.first)}, p[:n]...)); err != nil {
+var errNoXZ = errors.New("damaged xz stream")
+
+// xzBlocks passes an xz file on. It follows its structure as far as is needed to
+// find the header of every block.
+type xzBlocks struct {
+	r     *bufio.Reader
+	head  []byte // read and looked at
+	pass  int64  // bytes that follow and need not be looked at
+	next  func(*xzBlocks) error
+	check int64 // bytes behind each block
+	size  int64 // of this block's data, or of the index, until now
+	left  uint64
+}
+
+func (x *xzBlocks) Read(p []byte) (int, error) {
+	for len(x.head) == 0 && x.pass == 0 {
+		if err := x.next(x); err != nil {
 			return 0, err
 		}
 	}
-	g.first = 0
-	if n == 1 && len(p) == 1 {
-		g.first = int(p[0])
+	if len(x.head) > 0 {
+		n := copy(p, x.head)
+		x.head = x.head[n:]
+		return n, nil
+	}
+	n, err := x.r.Read(p[:min(int64(len(p)), x.pass)])
+	if x.pass -= int64(n); err == io.EOF {
+		err = io.ErrUnexpectedEOF
 	}
 	return n, err
 }
 
-// check looks at a block header ("The .xz File Format", 3.1): size, flags, perhaps the
-// sizes of the block, its filters, zeros, CRC32.
-func (g *xzGuard) check(header []byte) error {
-	end := len(header) - 4
-	if crc32.ChecksumIEEE(header[:end]) != binary.LittleEndian.Uint32(header[end:]) {
-		return nil // compressed data
+// take reads n bytes to be looked at.
+func (x *xzBlocks) take(n int) ([]byte, error) {
+	at := len(x.head)
+	x.head = append(x.head, make([]byte, n)...)
+	if _, err := io.ReadFull(x.r, x.head[at:]); err != nil {
+		return nil, errors.Join(errNoXZ, io.ErrUnexpectedEOF)
 	}
-	rest := bytes.NewReader(header[2:end])
-	for _, flag := range []byte{0x40, 0x80} {
-		if header[1]&flag != 0 {
-			if _, err := binary.ReadUvarint(rest); err != nil {
-				return nil // the library says what is wrong
-			}
+	x.size += int64(n)
+	return x.head[at:], nil
+}
+
+// stream is the header of a stream, the padding before it, or the end.
+func (x *xzBlocks) stream() error {
+	x.head = x.head[:0]
+	if _, err := x.r.Peek(1); err == io.EOF {
+		return io.EOF
+	}
+	b, err := x.take(4)
+	if err != nil {
+		return err
+	}
+	if b[0] == 0 { // padding is of four bytes each
+		return nil
+	}
+	if b, err = x.take(8); err != nil {
+		return err
+	}
+	x.check = [...]int64{0, 4, 4, 4, 8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64}[b[3]&15]
+	x.next = (*xzBlocks).block
+	return nil
+}
+
+// block is the header of a block, or the index behind the last one.
+func (x *xzBlocks) block() error {
+	x.head, x.size = x.head[:0], 0
+	first, err := x.take(1)
+	if err != nil {
+		return err
+	}
+	if first[0] == 0 {
+		x.next = (*xzBlocks).index
+		return nil
+	}
+	b, err := x.take(int(first[0])*4 + 3)
+	if err != nil {
+		return err
+	}
+	size, err := dictionary(b[:len(b)-4]) // without its checksum
+	if err != nil {
+		return err
+	}
+	if size > window {
+		return fmt.Errorf("xz: a dictionary of %d bytes, at most %d are taken", size, window)
+	}
+	x.size, x.next = 0, (*xzBlocks).chunk
+	return nil
+}
+
+// dictionary is the size that a block header asks for.
+func dictionary(b []byte) (int64, error) {
+	flags := b[0]
+	b = b[1:]
+	for _, bit := range []byte{0x40, 0x80} { // sizes, if they are given
+		if flags&bit != 0 {
+			_, b = number62(b)
 		}
 	}
-	// The library knows one filter: LZMA2, which has one byte of properties.
-	var filter [3]byte
-	if _, err := io.ReadFull(rest, filter[:]); err != nil || filter[0] != 0x21 || filter[1] != 1 {
-		return nil
+	largest := int64(0)
+	for range flags&3 + 1 {
+		id, rest := number62(b)
+		n, rest := number62(rest)
+		if n > uint64(len(rest)) {
+			return 0, errNoXZ
+		}
+		if id == 0x21 && n == 1 { // LZMA2
+			bits := rest[0] & 63
+			if bits > 40 {
+				return 0, errNoXZ
+			}
+			largest = max(largest, int64(2|bits&1)<<(bits/2+11))
+		}
+		b = rest[n:]
 	}
-	dict, err := lzma.DecodeDictCap(filter[2])
+	return largest, nil
+}
+
+// number62 reads a number of up to nine bytes. Behind the end there are zeros.
+func number62(b []byte) (n uint64, rest []byte) {
+	for i := 0; i < 9 && i < len(b); i++ {
+		n |= uint64(b[i]&0x7f) << (7 * i)
+		if b[i]&0x80 == 0 {
+			return n, b[i+1:]
+		}
+	}
+	return n, nil
+}
+
+// chunk is one of the chunks of LZMA2 that a block is made of.
+func (x *xzBlocks) chunk() error {
+	x.head = x.head[:0]
+	b, err := x.take(1)
 	if err != nil {
+		return err
+	}
+	switch control := b[0]; {
+	case control == 0: // the end: padding to four bytes, and the checksum
+		x.pass, x.next = -x.size&3+x.check, (*xzBlocks).block
 		return nil
+	case control <= 2:
+		if b, err = x.take(2); err != nil {
+			return err
+		}
+		x.pass = int64(b[0])<<8 + int64(b[1]) + 1
+	case control >= 0x80:
+		if b, err = x.take(4); err != nil {
+			return err
+		}
+		x.pass = int64(b[2])<<8 + int64(b[3]) + 1
+		if control >= 0xc0 {
+			x.pass++ // properties
+		}
+	default:
+		return errNoXZ
 	}
-	if dict > window {
-		return fmt.Errorf("xz: a dictionary of %d bytes, at most %d are taken", dict, window)
-	}
-	if g.dicts += dict; g.dicts > dictFloor+dictRatio*g.read {
-		return fmt.Errorf("xz: dictionaries of %d bytes in all, for %d bytes compressed", g.dicts, g.read)
-	}
+	x.size += x.pass
 	return nil
+}
+
+// index is the number of the index's records.
+func (x *xzBlocks) index() error {
+	x.head = x.head[:0]
+	n, err := x.number()
+	x.left, x.next = 2*n, (*xzBlocks).record
+	return err
+}
+
+// record is half a record of the index, or what is behind them.
+func (x *xzBlocks) record() error {
+	x.head = x.head[:0]
+	if x.left > 0 {
+		x.left--
+		_, err := x.number()
+		return err
+	}
+	x.pass, x.next = -x.size&3+4+12, (*xzBlocks).stream // padding, checksum, footer
+	return nil
+}
+
+func (x *xzBlocks) number() (n uint64, err error) {
+	for i := range 9 {
+		b, err := x.take(1)
+		if err != nil {
+			return 0, err
+		}
+		n |= uint64(b[0]&0x7f) << (7 * i)
+		if b[0]&0x80 == 0 {
+			return n, nil
+		}
+	}
+	return 0, errNoXZ
 }

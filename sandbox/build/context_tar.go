@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"naru/internal/decompress"
 )
 
 // contextBytes bounds what Unpack writes.
@@ -20,7 +22,7 @@ const contextBytes = 64 << 30
 // least the 64 KiB that it looks at.
 func IsArchive(in *bufio.Reader) bool {
 	head, _ := in.Peek(in.Size()) // fewer bytes than that are a short file
-	r, err := decompress(bytes.NewReader(head))
+	r, _, err := decompress.Open(bytes.NewReader(head))
 	if err != nil {
 		return false
 	}

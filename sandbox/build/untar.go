@@ -2,8 +2,6 @@ package build
 
 import (
 	"archive/tar"
-	"bufio"
-	"compress/bzip2"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -15,9 +13,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
+
+	"naru/internal/decompress"
 )
 
 // Limits of an archive that ADD unpacks. They are far above what honest archives
@@ -29,44 +27,10 @@ const (
 	archiveName    = 4096    // bytes of a path (PATH_MAX), so of its depth too
 )
 
-// How compressed files begin.
-const (
-	magicGzip  = "\x1f\x8b\x08"
-	magicBzip2 = "BZh"
-	magicXZ    = "\xfd7zXZ\x00"
-	magicZstd  = "\x28\xb5\x2f\xfd"
-	magicSkip  = "\x2a\x4d\x18" // of a zstd frame to be skipped, behind one byte
-)
-
-// decompress returns what r holds.
-func decompress(r io.Reader) (io.ReadCloser, error) {
-	br := bufio.NewReaderSize(r, 64<<10)
-	peek, err := br.Peek(6)
-	if err != nil && err != io.EOF {
-		return nil, err
-	}
-	head := string(peek)
-	switch {
-	case strings.HasPrefix(head, magicXZ):
-		return newXZ(br)
-	case strings.HasPrefix(head, magicGzip):
-		return gzip.NewReader(br)
-	case strings.HasPrefix(head, magicBzip2):
-		return io.NopCloser(bzip2.NewReader(br)), nil
-	case strings.HasPrefix(head, magicZstd), len(head) >= 4 && head[0]&0xf0 == 0x50 && head[1:4] == magicSkip:
-		d, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1))
-		if err != nil {
-			return nil, err
-		}
-		return d.IOReadCloser(), nil
-	}
-	return io.NopCloser(br), nil
-}
-
 // isArchive tells whether ADD unpacks a file: its content, once decompressed,
 // begins with a tar header.
 func isArchive(f io.Reader) bool {
-	r, err := decompress(f)
+	r, _, err := decompress.Open(f)
 	if err != nil {
 		return false // begins like a compressed file and is none
 	}
@@ -163,7 +127,7 @@ type extraction struct {
 }
 
 func (x *extraction) run(f io.Reader) error {
-	r, err := decompress(f)
+	r, _, err := decompress.Open(f)
 	if err != nil {
 		return err
 	}
