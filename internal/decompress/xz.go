@@ -32,7 +32,16 @@ type xzBlocks struct {
 	check int64 // bytes behind each block
 	size  int64 // of this block's data, or of the index, until now
 	left  uint64
+	read  int64 // of the file
+	dicts int64 // bytes of dictionaries, one for each block
 }
+
+// The library makes a dictionary for every block, so that many small blocks that ask
+// for large ones take time: they may sum up to this, and so much for each byte read.
+const (
+	dictFloor = 2 << 30
+	dictRatio = 100
+)
 
 func (x *xzBlocks) Read(p []byte) (int, error) {
 	for len(x.head) == 0 && x.pass == 0 {
@@ -46,6 +55,7 @@ func (x *xzBlocks) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	n, err := x.r.Read(p[:min(int64(len(p)), x.pass)])
+	x.read += int64(n)
 	if x.pass -= int64(n); err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
@@ -55,6 +65,7 @@ func (x *xzBlocks) Read(p []byte) (int, error) {
 // take reads n bytes to be looked at.
 func (x *xzBlocks) take(n int) ([]byte, error) {
 	at := len(x.head)
+	x.read += int64(n)
 	x.head = append(x.head, make([]byte, n)...)
 	if _, err := io.ReadFull(x.r, x.head[at:]); err != nil {
 		return nil, errors.Join(errNoXZ, io.ErrUnexpectedEOF)
@@ -105,6 +116,9 @@ func (x *xzBlocks) block() error {
 	}
 	if size > window {
 		return fmt.Errorf("xz: a dictionary of %d bytes, at most %d are taken", size, window)
+	}
+	if x.dicts += size; x.dicts > dictFloor+dictRatio*x.read {
+		return fmt.Errorf("xz: dictionaries of %d bytes in all, for %d bytes compressed", x.dicts, x.read)
 	}
 	x.size, x.next = 0, (*xzBlocks).chunk
 	return nil
