@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,20 +40,32 @@ type buildFigure struct {
 	only    bool // naru and BuildKit: the others take too long
 }
 
-// builds measures the figures of the builder. buildkit is where BuildKit's binaries are.
-func builds(ctx context.Context, runs int, buildkit string) (err error) {
+// buildOptions are the flags of the builder's figures.
+type buildOptions struct {
+	kit   string   // directory of BuildKit's binaries
+	parts []string // none: all
+}
+
+// builds measures the figures of the builder.
+func builds(ctx context.Context, runs int, o buildOptions) (err error) {
 	dir, err := os.MkdirTemp("", "naru-bench-")
 	if err != nil {
 		return err
 	}
 	b := &buildBench{dir: dir, runs: max(3, runs/4), ours: naruBuilder(filepath.Join(dir, "naru"))}
 	defer func() { err = errors.Join(err, b.close()) }()
-	b.invite(ctx, buildkit)
+	b.invite(ctx, o.kit)
 	if err := b.images(ctx); err != nil {
 		return err
 	}
-	for _, f := range []func(context.Context) error{b.steps, b.copies, b.stages, b.large, b.bigBase, b.budget} {
-		if err := f(ctx); err != nil {
+	for _, f := range []struct {
+		name string
+		do   func(context.Context) error
+	}{{"steps", b.steps}, {"copies", b.copies}, {"stages", b.stages}, {"large", b.large}, {"base", b.bigBase}, {"budget", b.budget}} {
+		if len(o.parts) > 0 && !slices.Contains(o.parts, f.name) {
+			continue
+		}
+		if err := f.do(ctx); err != nil {
 			return err
 		}
 	}
@@ -291,7 +304,7 @@ func (b *buildBench) copies(ctx context.Context) error {
 		return err
 	}
 	b.within("COPY of 20,000 files, cold", 0.5, 0, ours, kit)
-	if ours, kit, _, err = b.measure(ctx, buildFigure{what: "20,000 files, nothing changed", bases: []string{"small"}, runs: b.runs,
+	if ours, kit, _, err = b.measure(ctx, buildFigure{what: "20,000 files, nothing changed", bases: []string{"small"}, only: true, runs: b.runs,
 		context: func(*contestant, int) (string, error) { return dir, nil }}); err != nil {
 		return err
 	}
