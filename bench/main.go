@@ -7,6 +7,8 @@
 //	         the same root with the same limits and seccomp policy
 //	rebuild  a second build of an unchanged context; peer: docker build
 //	deploy   from a signed push to the first answer of the new version
+//	build    the builder, cold and warm; peers: BuildKit (its binaries in the
+//	         directory of -buildkit), docker's classic builder, buildah
 package main
 
 import (
@@ -17,6 +19,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"naru/sandbox/runtime/launch"
@@ -25,24 +28,26 @@ import (
 func main() {
 	launch.Main()
 	runs := flag.Int("runs", 30, "turns of the quick figures")
-	only := flag.String("only", "start,rebuild,deploy", "which figures")
+	only := flag.String("only", "start,rebuild,deploy,build", "which figures")
+	buildkit := flag.String("buildkit", "", "directory of buildkitd and buildctl")
+	parts := flag.String("part", "", "of build: steps, copies, stages, large, base, budget (default: all)")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *runs, strings.Split(*only, ",")); err != nil {
+	if err := run(ctx, *runs, strings.Split(*only, ","), buildOptions{*buildkit, strings.FieldsFunc(*parts, func(r rune) bool { return r == ',' })}); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, runs int, only []string) error {
+func run(ctx context.Context, runs int, only []string, o buildOptions) error {
 	if os.Getuid() != 0 {
 		return fmt.Errorf("containers need root")
 	}
 	figures := []struct {
 		name string
 		do   func(context.Context, int) error
-	}{{"start", start}, {"rebuild", rebuild}, {"deploy", deploy}}
+	}{{"start", start}, {"rebuild", rebuild}, {"deploy", deploy}, {"build", func(ctx context.Context, runs int) error { return builds(ctx, runs, o) }}}
 	for _, f := range figures {
 		if !slices.Contains(only, f.name) {
 			continue

@@ -3,7 +3,6 @@ package layer
 import (
 	"archive/tar"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,11 +24,17 @@ func Pack(ctx context.Context, dir string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	p := &packer{tar: tar.NewWriter(w), links: map[inode]string{}, buf: make([]byte, 128<<10)}
-	if err := p.children(ctx, root, ""); err != nil {
-		return errors.Join(err, root.Close())
+	defer func() { _ = root.Close() }() // read only
+	out := newAhead(w)
+	p := &packer{tar: tar.NewWriter(out), links: map[inode]string{}, buf: make([]byte, 128<<10)}
+	err = p.children(ctx, root, "")
+	if err == nil {
+		err = p.tar.Close()
 	}
-	return errors.Join(p.tar.Close(), root.Close())
+	if writeErr := out.close(); err == nil {
+		err = writeErr // one that a write has returned already is in err
+	}
+	return err
 }
 
 type inode struct{ dev, ino uint64 }
@@ -93,7 +98,7 @@ func (p *packer) entry(ctx context.Context, dir *os.File, prefix, name string) e
 	var err error
 	switch kind {
 	case unix.S_IFREG, unix.S_IFDIR:
-		err = p.opened(ctx, dir, prefix, name)
+		err = p.opened(ctx, dir, prefix+name, &st)
 	default:
 		err = p.special(dir, path, name, &st)
 	}
@@ -103,49 +108,70 @@ func (p *packer) entry(ctx context.Context, dir *os.File, prefix, name string) e
 	return nil
 }
 
-// opened packs a file or a directory through one descriptor.
-func (p *packer) opened(ctx context.Context, dir *os.File, prefix, name string) error {
-	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+// opened packs a file or a directory of dir through one descriptor. A file's is not
+// made an os.File, which costs as many calls as all the rest of a small one.
+func (p *packer) opened(ctx context.Context, dir *os.File, path string, st *unix.Stat_t) error {
+	name := path[strings.LastIndexByte(path, '/')+1:]
+	fd, err := openAt(int(dir.Fd()), name)
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), name)
-	defer func() { _ = f.Close() }() // read only
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return err
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		f := os.NewFile(uintptr(fd), name)
+		defer func() { _ = f.Close() }() // read only
+		return p.directory(ctx, f, path, st)
 	}
-	h := header(prefix+name, &st)
+	defer func() { _ = unix.Close(fd) }() // read only
+	h := header(path, st)
 	whiteout, err := p.attributes(fd, h)
 	if err != nil {
 		return err
 	}
-	switch {
-	case whiteout && st.Size == 0:
-		return p.marker(prefix + whiteoutPrefix + name)
-	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
-		h.Typeflag, h.Name, h.Size = tar.TypeDir, h.Name+"/", 0
-		if err := p.write(h); err != nil {
-			return err
-		}
-		return p.children(ctx, f, prefix+name+"/")
+	if whiteout && st.Size == 0 {
+		return p.marker(path[:len(path)-len(name)] + whiteoutPrefix + name)
 	}
 	h.Typeflag = tar.TypeReg
 	if err := p.write(h); err != nil {
 		return err
 	}
-	return p.content(ctx, f, h.Size)
+	return p.content(ctx, fd, h.Size)
+}
+
+func openAt(dir int, name string) (fd int, err error) {
+	for {
+		fd, err = unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
+func (p *packer) directory(ctx context.Context, f *os.File, path string, st *unix.Stat_t) error {
+	h := header(path+"/", st)
+	if _, err := p.attributes(int(f.Fd()), h); err != nil {
+		return err
+	}
+	h.Typeflag, h.Size = tar.TypeDir, 0
+	if err := p.write(h); err != nil {
+		return err
+	}
+	return p.children(ctx, f, path+"/")
 }
 
 // content copies size bytes, and asks between the chunks whether to go on.
-func (p *packer) content(ctx context.Context, f *os.File, size int64) error {
+func (p *packer) content(ctx context.Context, fd int, size int64) error {
 	for size > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n, err := io.ReadFull(f, p.buf[:min(size, int64(len(p.buf)))])
-		if err != nil {
+		n, err := unix.Read(fd, p.buf[:min(size, int64(len(p.buf)))])
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
 			return fmt.Errorf("read content: %w", err)
+		case n == 0:
+			return fmt.Errorf("read content: %w", io.ErrUnexpectedEOF)
 		}
 		if _, err := p.tar.Write(p.buf[:n]); err != nil {
 			return err
