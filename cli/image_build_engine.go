@@ -18,7 +18,7 @@ type engineFlags struct {
 }
 
 func (f *engineFlags) add(flags *pflag.FlagSet, o *build.Options) {
-	flags.StringArrayVar(&f.contexts, "build-context", nil, "another context or image, NAME=DIR or NAME=docker-image://REF or NAME=oci-layout://DIR:TAG")
+	flags.StringArrayVar(&f.contexts, "build-context", nil, "another context or image, NAME=DIR or NAME=URL or NAME=docker-image://REF or NAME=oci-layout://DIR:TAG")
 	flags.StringSliceVar(&o.Platforms, "platform", nil, "platform to build for, such as linux/arm64; several make an index")
 	flags.StringSliceVar(&o.NoCacheFilter, "no-cache-filter", nil, "stage whose steps all run")
 	flags.BoolVar(&o.Pull, "pull", false, "ask registries for base images that are here too")
