@@ -159,7 +159,8 @@ func (r *stageRun) write(ctx context.Context, l layerAt, j job, v *vertex) error
 		return err
 	}
 	defer w.close() // after flush it does nothing; before, there is an error already
-	w.mode = j.mode
+	w.mode, w.meter = j.mode, r.budget.meter()
+	defer w.meter.end() // charge counts the layer
 	if j.t.chown != "" {
 		o, err := lookup(w.dst, j.t.chown)
 		if err != nil {

@@ -144,6 +144,8 @@ func (b *session) unpackContext(ctx context.Context, file *fetch.File, into *roo
 	in := bufio.NewReaderSize(f, 64<<10)
 	if IsArchive(in) {
 		x := extraction{ctx: ctx, into: into, left: archiveFloor + archiveRatio*info.Size(), now: now, buf: make([]byte, 256<<10)}
+		x.meter = b.budget.meter()
+		defer x.meter.end() // the context is nothing that a step has written
 		return nil, x.run(in)
 	}
 	if info.Size() > maxDockerfile {
