@@ -37,6 +37,7 @@ type buildFlags struct {
 	engine       engineFlags
 	reach        []string
 	run          buildRunFlags
+	docker       dockerFlags
 }
 
 func buildCommand(env *Env) *cobra.Command {
@@ -107,6 +108,7 @@ func (f *buildFlags) register(flags *pflag.FlagSet) {
 		_ = flags.MarkHidden(name) // it is defined above
 	}
 	f.engine.add(flags, o)
+	f.docker.register(flags)
 }
 
 func (f *buildFlags) complete(env *Env) (err error) {
@@ -133,6 +135,9 @@ func (f *buildFlags) complete(env *Env) (err error) {
 		return err
 	}
 	if err := f.run.complete(&f.options); err != nil {
+		return err
+	}
+	if err := f.docker.complete(&f.options, &f.check); err != nil {
 		return err
 	}
 	for _, name := range f.options.Tags {

@@ -108,6 +108,18 @@ func TestBuildInputs(t *testing.T) {
 		{[]string{"--progress", "loud", dir}, `--progress "loud": want auto, plain, tty, quiet, rawjson`},
 		{[]string{"--progress", "tty", "-f", "sub/Dockerfile", dir}, "the output is no terminal"},
 		{[]string{"-m", "much", dir}, `size "much"`},
+		{[]string{"--squash", dir}, "--squash is not possible"},
+		{[]string{"--security-opt", "seccomp=unconfined", dir}, "--security-opt seccomp=unconfined is not possible"},
+		{[]string{"--cpuset-cpus", "0", dir}, "--cpuset-cpus 0 is not possible"},
+		{[]string{"--memory-swap", "-1", dir}, "--memory-swap -1 is not possible"},
+		{[]string{"-c", "512", dir}, "--cpu-shares 512 is not possible"},
+		{[]string{"--builder", "mine", dir}, "--builder mine is not possible"},
+		{[]string{"--isolation", "hyperv", dir}, "--isolation hyperv is not possible"},
+		{[]string{"--disable-content-trust=false", dir}, "--disable-content-trust=false is not possible"},
+		{[]string{"--call", "outline", dir}, "--call outline: only build and check"},
+		{[]string{"--cpu-quota", "50000", "--cpus", "1", dir}, "--cpu-quota and --cpus exclude each other"},
+		{[]string{"--sbom=generator=x", dir}, "generator=x is not supported"},
+		{[]string{"--cgroup-parent", "/x", dir}, "--cgroup-parent /x is not possible"},
 	} {
 		_, _, err := c.naruIn(t.Context(), input(t, nil), append([]string{"build"}, b.args...)...)
 		var exit *ExitError

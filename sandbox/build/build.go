@@ -88,6 +88,9 @@ type Options struct {
 	// SBOM attaches what is in it.
 	Provenance string
 	SBOM       bool
+	// Annotations are for the manifest ("KEY=VALUE"), or "TYPE[PLATFORM]:KEY=VALUE" as
+	// buildx takes them, in archives and registries; the store keeps none.
+	Annotations []string
 	// CacheFrom are caches to begin from, CacheTo where to leave this build's:
 	// "type=local,src=DIR" and "type=local,dest=DIR", "type=registry,ref=NAME";
 	// CacheTo knows "type=inline" too, and mode=min for the image's own steps
