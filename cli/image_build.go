@@ -16,6 +16,7 @@ import (
 	"naru/pipeline/source"
 	"naru/sandbox"
 	"naru/sandbox/build"
+	"naru/sandbox/build/fetch"
 	"naru/sandbox/build/progress"
 	"naru/sandbox/image"
 )
@@ -169,6 +170,9 @@ func (f *buildFlags) build(c *cobra.Command, env *Env, e *sandbox.Engine) error 
 	show.Close()
 	if err != nil && c.Context().Err() != nil {
 		return &ExitError{Code: exitInterrupted, Err: errors.New("build canceled")}
+	}
+	if errors.Is(err, fetch.ErrForbidden) {
+		return fmt.Errorf("%w (--add-reach opens a network to what is fetched)", err)
 	}
 	if err != nil {
 		return err

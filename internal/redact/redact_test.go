@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -155,6 +156,13 @@ func TestEncoded(t *testing.T) {
 					t.Errorf("%s, %d before, %d after: %q is left of %q", name, before, after, got, whole)
 				}
 			}
+		}
+	}
+	key := strings.Repeat("line of a key, 0123456789\n", 9)
+	for width, encode := range map[int]func([]byte) string{76: base64.StdEncoding.EncodeToString, 64: base64.StdEncoding.EncodeToString, 60: hex.EncodeToString} {
+		broken := regexp.MustCompile(fmt.Sprintf(".{%d}", width)).ReplaceAllString(encode([]byte(key)), "$0\n")
+		if got := strings.Trim(String(broken, key), "*\n"); len(got) > 0 {
+			t.Errorf("in lines of %d: %q is left of %q", width, got, broken)
 		}
 	}
 	for in, want := range map[string]string{

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -84,6 +85,25 @@ func encoded(s string) []string {
 		all = append(all, enc.EncodeToString([]byte(s)))
 		for before := range 3 {
 			all = append(all, inside(enc, s, before))
+		}
+	}
+	return append(all, lines(s)...)
+}
+
+// lines returns the lines into which programs break the encoding of a long secret
+// that stands alone, by how many bytes they hold: base64(1), openssl(1), xxd(1).
+func lines(s string) []string {
+	var all []string
+	for width, encode := range map[int]func([]byte) string{
+		57: base64.StdEncoding.EncodeToString, 48: base64.StdEncoding.EncodeToString, 30: hex.EncodeToString,
+	} {
+		if len(s) <= width {
+			continue
+		}
+		for line := range slices.Chunk([]byte(s), width) {
+			if len(line) >= minEncoded {
+				all = append(all, encode(line))
+			}
 		}
 	}
 	return all
