@@ -16,6 +16,7 @@ import (
 	"naru/pipeline/source"
 	"naru/sandbox"
 	"naru/sandbox/build"
+	"naru/sandbox/build/fetch"
 	"naru/sandbox/build/progress"
 	"naru/sandbox/image"
 )
@@ -37,16 +38,22 @@ type buildFlags struct {
 	engine       engineFlags
 	reach        []string
 	run          buildRunFlags
+	docker       dockerFlags
 }
 
 func buildCommand(env *Env) *cobra.Command {
 	f := &buildFlags{}
 	c := &cobra.Command{
-		Use:   "build [flags] PATH|-",
+		Use:   "build [flags] PATH|URL|-",
 		Short: "Build an image from a Dockerfile",
-		Long: `Build an image from a Dockerfile and a context: the directory PATH, or with "-"
-what comes from standard input: a tar archive (also compressed) is the context,
-anything else is a Dockerfile without one.`,
+		Long: `Build an image from a Dockerfile and a context: the directory PATH, or what URL
+gives, or with "-" what comes from standard input: a tar archive (also
+compressed) is the context, anything else is a Dockerfile without one.
+
+URL is a git repository, https://HOST/REPO.git#REF:SUBDIR or the same with
+?branch=, ?tag=, ?commit= and ?subdir=, also by ssh and git; or an archive or a
+Dockerfile by http and https. Addresses of this machine are closed to it, but for
+those of --add-reach.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := f.complete(env); err != nil {
@@ -58,12 +65,12 @@ anything else is a Dockerfile without one.`,
 				return err
 			}
 			defer cleanup()
-			if f.print {
-				return f.printDockerfile(env)
-			}
 			e, err := openEngine(env)
 			if err != nil {
 				return err
+			}
+			if f.print {
+				return f.printDockerfile(c.Context(), env, e)
 			}
 			if f.check {
 				return f.lint(c.Context(), env, e)
@@ -93,7 +100,7 @@ func (f *buildFlags) register(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.check, "check", false, "do not build: show what BuildKit's rules find in the Dockerfile; exit code 1 if they do")
 	flags.BoolVar(&f.print, "print-dockerfile", false, "do not build: print the Dockerfile, or the one that is written for a context without")
 	flags.BoolVar(&f.asJSON, "json", false, "print the image, or what --check finds, as JSON")
-	flags.StringArrayVar(&f.reach, "add-reach", nil, "network of this machine that ADD may fetch from, such as 127.0.0.0/8")
+	flags.StringArrayVar(&f.reach, "add-reach", nil, "network of this machine that ADD and contexts may be fetched from, such as 127.0.0.0/8")
 	f.run.register(flags, o)
 	flags.StringVar(&f.idFile, "iidfile", "", "write the image's id to this file")
 	flags.BoolVar(&f.ignored.rm, "rm", true, "accepted for Docker's sake: no container is left")
@@ -102,6 +109,7 @@ func (f *buildFlags) register(flags *pflag.FlagSet) {
 		_ = flags.MarkHidden(name) // it is defined above
 	}
 	f.engine.add(flags, o)
+	f.docker.register(flags)
 }
 
 func (f *buildFlags) complete(env *Env) (err error) {
@@ -128,6 +136,9 @@ func (f *buildFlags) complete(env *Env) (err error) {
 		return err
 	}
 	if err := f.run.complete(&f.options); err != nil {
+		return err
+	}
+	if err := f.docker.complete(&f.options, &f.check); err != nil {
 		return err
 	}
 	for _, name := range f.options.Tags {
@@ -159,6 +170,9 @@ func (f *buildFlags) build(c *cobra.Command, env *Env, e *sandbox.Engine) error 
 	show.Close()
 	if err != nil && c.Context().Err() != nil {
 		return &ExitError{Code: exitInterrupted, Err: errors.New("build canceled")}
+	}
+	if errors.Is(err, fetch.ErrForbidden) {
+		return fmt.Errorf("%w (--add-reach opens a network to what is fetched)", err)
 	}
 	if err != nil {
 		return err
@@ -240,8 +254,8 @@ func errorText(err error) string {
 }
 
 // printDockerfile is --print-dockerfile.
-func (f *buildFlags) printDockerfile(env *Env) error {
-	text, plan, err := build.Dockerfile(f.options)
+func (f *buildFlags) printDockerfile(ctx context.Context, env *Env, e *sandbox.Engine) error {
+	text, plan, err := e.Builder().Dockerfile(ctx, f.options)
 	if err != nil {
 		return err
 	}

@@ -7,20 +7,24 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 
 	"naru/sandbox/build"
 )
-
-// remoteContext is what Docker would fetch.
-var remoteContext = regexp.MustCompile(`^(https?|git|ssh)://|^git@|^github\.com/`)
 
 // prepare makes the context and the Dockerfile that the arguments name ready to
 // be read. cleanup takes back what it made.
 func (f *buildFlags) prepare(ctx context.Context, env *Env, arg string) (cleanup func(), err error) {
 	cleanup = func() {}
-	if remoteContext.MatchString(arg) {
-		return nil, usage("build %s: a context cannot be a URL: clone or unpack it, and build the directory", arg)
+	remote, err := build.IsRemote(arg)
+	if err != nil {
+		return nil, usage("context: %w", err)
+	}
+	if remote {
+		f.options.Context = arg
+		if f.options.Dockerfile == "-" {
+			return cleanup, f.readDockerfile(env.Stdin)
+		}
+		return cleanup, nil // --file names a file of what is fetched, or has an absolute path
 	}
 	if arg != "-" {
 		info, err := os.Stat(arg)

@@ -18,7 +18,7 @@ type engineFlags struct {
 }
 
 func (f *engineFlags) add(flags *pflag.FlagSet, o *build.Options) {
-	flags.StringArrayVar(&f.contexts, "build-context", nil, "another context or image, NAME=DIR or NAME=docker-image://REF or NAME=oci-layout://DIR:TAG")
+	flags.StringArrayVar(&f.contexts, "build-context", nil, "another context or image, NAME=DIR or NAME=URL or NAME=docker-image://REF or NAME=oci-layout://DIR:TAG")
 	flags.StringSliceVar(&o.Platforms, "platform", nil, "platform to build for, such as linux/arm64; several make an index")
 	flags.StringSliceVar(&o.NoCacheFilter, "no-cache-filter", nil, "stage whose steps all run")
 	flags.BoolVar(&o.Pull, "pull", false, "ask registries for base images that are here too")
@@ -33,6 +33,7 @@ func (f *engineFlags) add(flags *pflag.FlagSet, o *build.Options) {
 	flags.StringVar(&f.slsa, "provenance", "", "attach how the image was made: true, mode=min, mode=max or false")
 	flags.StringVar(&f.sbom, "sbom", "", "attach what is in the image: true or false")
 	flags.StringArrayVar(&f.attest, "attest", nil, "type=sbom or type=provenance[,mode=max]")
+	flags.StringArrayVar(&o.Annotations, "annotation", nil, "annotation of the image's manifest, KEY=VALUE, or TYPE:KEY=VALUE for manifest, index, manifest-descriptor, index-descriptor")
 	flags.Lookup("provenance").NoOptDefVal, flags.Lookup("sbom").NoOptDefVal = "true", "true"
 }
 
@@ -85,7 +86,7 @@ func (f *engineFlags) attestations(o *build.Options) error {
 				mode = value
 			case part == "false", part == "disabled=true":
 				off = true
-			case part == "true", part == "disabled=false":
+			case part == "true", part == "disabled=false", part == "version=v1" && kind == "provenance":
 			default:
 				return usage("attestation %q: %s is not supported", text, part)
 			}

@@ -327,3 +327,17 @@ func agentIfAsked() {
 	fmt.Printf("keys %d, signed %v, removed %v, keys %d\n", len(before), signErr == nil, removeErr == nil, len(after))
 	os.Exit(0)
 }
+
+// TestBuildSecretEncoded: what a step prints of a secret is covered in the usual encodings too.
+func TestBuildSecretEncoded(t *testing.T) {
+	e := newEngine(t)
+	const value = "s3cr3t/value?+\n"
+	files := map[string]string{"Dockerfile": "FROM busybox\nRUN --mount=type=secret,id=tok f=/run/secrets/tok; base64 $f; (printf user:; cat $f) | base64; od -An -v -tx1 $f | tr -d ' '; echo done\n"}
+	_, log, err := buildIn(t, e, build.Options{Context: writeContext(t, files), Secrets: map[string][]byte{"tok": []byte(value)}})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	if !strings.Contains(log, "done") || strings.Count(log, "***") != 3 || strings.Contains(log, "czNj") || strings.Contains(log, "7333") {
+		t.Errorf("got\n%s", log)
+	}
+}

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -80,7 +81,9 @@ func newProcess(c ContainerConfig, img image.RunConfig, lower []string) (*specs.
 		return nil, err
 	}
 	p := runtime.DefaultProcess()
-	p.Args, p.Cwd, p.Terminal = argv, firstOf(c.Workdir, img.WorkingDir, "/"), false
+	p.Args, p.Terminal = argv, false
+	// The kernel would want /a to be there for "/a/../b", which an image's config may say.
+	p.Cwd = path.Clean(firstOf(c.Workdir, img.WorkingDir, "/"))
 	p.Env = environment(img.Env, []string{"HOSTNAME=" + c.Hostname}, c.Env)
 	if err := c.Security.process(p); err != nil {
 		return nil, err

@@ -8,18 +8,17 @@
 // one state; the state's depth says how much of the tail is undecided, its
 // match length says what to cover; all that is decided is written out.
 //
-// A secret is also found as it looks in a URL and in a JSON string, and each
+// A secret is also found in the encodings of variants: in a URL, in a JSON
+// string, in hexadecimal and, wherever in an encoded text it lies, in base64. Each
 // long line of a secret of several lines counts by itself, since log readers
-// cut at lines. Other encodings (base64, hex) are not found.
+// cut at lines. What a program does to a secret on purpose, such as reversing it,
+// is not found.
 package redact
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"io"
-	"net/url"
-	"strings"
 	"sync"
 )
 
@@ -125,28 +124,4 @@ func (w *Writer) emit(n int) error {
 	}
 	_, w.err = w.w.Write(out)
 	return w.err
-}
-
-// variants returns the texts under which the secrets may show up.
-func variants(secrets []string) []string {
-	var all []string
-	for _, s := range secrets {
-		trimmed := strings.TrimSpace(s)
-		if trimmed == "" {
-			continue
-		}
-		all = append(all, trimmed, url.QueryEscape(trimmed), url.PathEscape(trimmed))
-		if quoted, err := json.Marshal(trimmed); err == nil {
-			all = append(all, string(quoted[1:len(quoted)-1]))
-		}
-		if !strings.ContainsAny(trimmed, "\r\n") {
-			continue
-		}
-		for line := range strings.Lines(trimmed) {
-			if line = strings.TrimSpace(line); len(line) >= minLine {
-				all = append(all, line)
-			}
-		}
-	}
-	return all
 }

@@ -2,9 +2,14 @@ package redact
 
 import (
 	"bytes"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -127,6 +132,47 @@ func TestErrorsStick(t *testing.T) {
 	}
 	if _, err := io.WriteString(w, "x"); err == nil {
 		t.Error("write after Close went well")
+	}
+}
+
+// TestEncoded: whatever stands around a secret, what is left of its encoding says
+// nothing of it but a few bits at its ends.
+func TestEncoded(t *testing.T) {
+	const secret = "p@ss>?word/~1\xff"
+	for before := range 7 {
+		for after := range 4 {
+			text := strings.Repeat("x", before) + secret + strings.Repeat("y", after)
+			for name, encode := range map[string]func(string) string{
+				"std": func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) },
+				"url": func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) },
+				"hex": func(s string) string { return hex.EncodeToString([]byte(s)) },
+				"HEX": func(s string) string { return fmt.Sprintf("%X", s) },
+				"%":   func(s string) string { return strings.ReplaceAll(url.QueryEscape(s), "+", "%20") },
+				"%ab": func(s string) string { return strings.ToLower(url.QueryEscape(s)) },
+			} {
+				// One letter of base64 at each end holds bits of the secret and of its neighbour.
+				got, whole := String(encode(text), secret), encode(text)
+				if !strings.Contains(got, Mask) || len(strings.ReplaceAll(got, Mask, "")) > len(whole)-len(encode(secret))+3 {
+					t.Errorf("%s, %d before, %d after: %q is left of %q", name, before, after, got, whole)
+				}
+			}
+		}
+	}
+	key := strings.Repeat("line of a key, 0123456789\n", 9)
+	for width, encode := range map[int]func([]byte) string{76: base64.StdEncoding.EncodeToString, 64: base64.StdEncoding.EncodeToString, 60: hex.EncodeToString} {
+		broken := regexp.MustCompile(fmt.Sprintf(".{%d}", width)).ReplaceAllString(encode([]byte(key)), "$0\n")
+		if got := strings.Trim(String(broken, key), "*\n"); len(got) > 0 {
+			t.Errorf("in lines of %d: %q is left of %q", width, got, broken)
+		}
+	}
+	for in, want := range map[string]string{
+		base64.StdEncoding.EncodeToString([]byte("hunter2\n")):    Mask, // base64 </run/secrets/x
+		base64.StdEncoding.EncodeToString([]byte("user:hunter2")): "dXNlcjp" + Mask,
+		"61620a": "61620a", // too short to be looked for
+	} {
+		if got := String(in, "hunter2\n", "ab\n"); got != want {
+			t.Errorf("%q: got %q, want %q", in, got, want)
+		}
 	}
 }
 

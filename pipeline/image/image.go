@@ -87,8 +87,10 @@ func (b *Builder) Build(ctx context.Context, r pipeline.BuildRequest) (digest st
 	if file == "Dockerfile" {
 		file = "" // nobody chose it: a tree without one gets one written
 	}
+	var told summary
 	img, err := b.engine.Build(ctx, build.Options{
-		Context: dir, Dockerfile: file, Detect: true, Target: r.Build.Target, Args: maps.Clone(r.Build.Args),
+		Progress: told.event,
+		Context:  dir, Dockerfile: file, Detect: true, Target: r.Build.Target, Args: maps.Clone(r.Build.Args),
 		Labels: map[string]string{LabelApp: r.App},
 		Tags:   []string{Name(r.App, r.Commit.Hash)},
 		Out:    r.Log, Network: limits.Network, Owner: r.App, Secrets: secrets,
@@ -97,6 +99,9 @@ func (b *Builder) Build(ctx context.Context, r pipeline.BuildRequest) (digest st
 	})
 	if err != nil {
 		return "", fmt.Errorf("build image of %s: %w", r.App, withTail(err))
+	}
+	if err := told.write(r.Log, time.Now()); err != nil {
+		return "", fmt.Errorf("build image of %s: write log: %w", r.App, err)
 	}
 	return img.ID.String(), nil
 }

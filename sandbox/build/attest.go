@@ -135,6 +135,10 @@ func imageURI(name string, t target) string {
 // arguments, which may be nobody's business, stay out; those of secrets are in
 // neither.
 func (b *build) provenance(ended time.Time) provenance {
+	config := map[string]any{"path": b.name()}
+	if b.fetched && len(b.materials) > 0 { // the context was fetched first
+		config["uri"], config["digest"] = b.materials[0].URI, b.materials[0].Digest
+	}
 	request := map[string]any{"frontend": "dockerfile.v0", "platform": b.platform.String()}
 	if b.o.Target != "" {
 		request["target"] = b.o.Target
@@ -145,7 +149,7 @@ func (b *build) provenance(ended time.Time) provenance {
 	p := provenance{
 		BuildDefinition: buildDefinition{
 			BuildType:            buildType,
-			ExternalParameters:   map[string]any{"configSource": map[string]any{"path": b.name()}, "request": request},
+			ExternalParameters:   map[string]any{"configSource": config, "request": request},
 			ResolvedDependencies: b.dependencies(),
 		},
 		RunDetails: runDetails{Builder: map[string]any{"id": builderID}, Metadata: b.times(ended)},
@@ -187,7 +191,9 @@ func (b *build) dependencies() []resource {
 		}
 		list = append(list, resource{imageURI(x.Name, t), map[string]string{d.Algorithm().String(): d.Encoded()}})
 	}
-	return list
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append(list, b.materials...)
 }
 
 // bill lists the software in an image.

@@ -21,7 +21,10 @@ import (
 // Options say what to build.
 type Options struct {
 	// Context is the directory that COPY and ADD read. Nothing outside of it is
-	// read, whatever its links say.
+	// read, whatever its links say. Or it is fetched, as ADD would: a git
+	// repository, by a URL as ADD takes it ("https://HOST/REPO.git#REF:SUBDIR") or
+	// "github.com/...", or by http a tar archive, or a single file, which is
+	// the Dockerfile.
 	Context string
 	// Dockerfile is its path: relative to the context, or absolute. Empty:
 	// Dockerfile. Links of one that is in the context stay in the context.
@@ -62,8 +65,9 @@ type Options struct {
 	// processor, and at least 4.
 	Parallel int
 	// Contexts give names of images and stages another meaning, in FROM, COPY
-	// --from and RUN --mount from=: a directory, "docker-image://NAME" or
-	// "oci-layout://PATH[:TAG]".
+	// --from and RUN --mount from=: a directory, "docker-image://NAME",
+	// "oci-layout://PATH[:TAG]", or what Context can be fetched from; a single file
+	// has the name "context" there.
 	Contexts map[string]string
 	// Pull asks the registry for base images that are in the store too.
 	Pull bool
@@ -84,6 +88,9 @@ type Options struct {
 	// SBOM attaches what is in it.
 	Provenance string
 	SBOM       bool
+	// Annotations are for the manifest ("KEY=VALUE"), or "TYPE[PLATFORM]:KEY=VALUE" as
+	// buildx takes them, in archives and registries; the store keeps none.
+	Annotations []string
 	// CacheFrom are caches to begin from, CacheTo where to leave this build's:
 	// "type=local,src=DIR" and "type=local,dest=DIR", "type=registry,ref=NAME";
 	// CacheTo knows "type=inline" too, and mode=min for the image's own steps
@@ -242,14 +249,12 @@ func (b *Builder) BuildAll(ctx context.Context, o Options) (r Result, err error)
 	}
 	defer func() { err = errors.Join(err, hold.Release()) }()
 	s := &session{Builder: b, o: o, hold: hold, begun: time.Now(), out: newReporter(o), bases: &bases{}, takenArgs: &nameSet{}}
-	if err := s.open(); err != nil {
-		return r, err
-	}
-	defer s.close()
-	s.budget.limit = diskuse.Use{Bytes: o.Disk, Inodes: o.Inodes}
-	defer func() { err = errors.Join(err, s.trees.close()) }()
 	defer func() { s.out.close(err) }()
-	r, err = s.run(ctx)
+	s.budget.limit = diskuse.Use{Bytes: o.Disk, Inodes: o.Inodes}
+	if err = s.open(ctx); err == nil {
+		defer func() { err = errors.Join(err, s.close()) }()
+		r, err = s.run(ctx)
+	}
 	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
 		err = errors.Join(context.Cause(ctx), err)
 	}
@@ -276,30 +281,55 @@ type session struct {
 	inline   bool      // the cache goes with the image
 	detected *detected // nil: the Dockerfile is the user's
 	offline  bool      // images that are not in the store are not asked for
+	fetched  bool      // the context, from where Options.Context says
 
 	mu        sync.Mutex   // of context and the named ones
 	walking   sync.Mutex   // held by who walks a context: matchers are made ready on first use
 	takenArgs *nameSet     // names of Options.Args that were of use
 	trees     contextTrees // parts of the context that RUNs bind
 	budget    budget
+	closers   []func() error // of what was fetched
+	materials []resource     // what that was
 }
 
-func (s *session) open() (err error) {
+// open opens the contexts, or fetches the one that is not here.
+func (s *session) open(ctx context.Context) (err error) {
+	if s.contexts, err = openContexts(s.o.Contexts); err != nil {
+		return err
+	}
+	if err = s.openContext(ctx); err != nil {
+		return errors.Join(err, s.close())
+	}
+	return nil
+}
+
+func (s *session) openContext(ctx context.Context) error {
+	remote, err := remoteContext(s.o.Context)
+	if err != nil {
+		return fmt.Errorf("build context: %w", err)
+	}
+	if remote != nil {
+		return s.openRemote(ctx, remote)
+	}
 	if s.o.Context, err = filepath.Abs(s.o.Context); err != nil {
 		return fmt.Errorf("build: %w", err)
 	}
 	if s.tree, err = openRoot(s.o.Context); err != nil {
 		return fmt.Errorf("open build context: %w", err)
 	}
-	if s.contexts, err = openContexts(s.o.Contexts); err != nil {
-		s.tree.Close()
-	}
-	return err
+	return nil
 }
 
-func (s *session) close() {
+func (s *session) close() error {
+	err := s.trees.close()
 	s.contexts.close()
-	s.tree.Close()
+	if s.tree != nil {
+		s.tree.Close()
+	}
+	for _, end := range s.closers {
+		err = errors.Join(err, end())
+	}
+	return err
 }
 
 // run builds for one platform after the other: what their stages have in common

@@ -36,10 +36,10 @@ func (w Warning) String() string {
 // error in it is a *SourceError beside what was found before it.
 func (b *Builder) Check(ctx context.Context, o Options) (found []Warning, err error) {
 	s := &session{Builder: b, o: o, out: newReporter(Options{}), bases: &bases{}, takenArgs: &nameSet{}, offline: true}
-	if err := s.open(); err != nil {
+	if err := s.open(ctx); err != nil {
 		return nil, fmt.Errorf("check: %w", err)
 	}
-	defer s.close()
+	defer func() { err = errors.Join(err, s.close()) }()
 	r := &build{session: s, platform: native()}
 	if err := r.detect(); err != nil {
 		return nil, err

@@ -1,21 +1,25 @@
 package build
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
+	"sync"
 
 	"naru/sandbox/image"
 )
 
-// local is a directory that a caller has given a name (Options.Contexts).
+// local is a tree that a caller has given a name (Options.Contexts).
 type local struct {
-	name string
-	dir  string
-	tree *root
-	src  *source // opened when it is looked at
+	name   string
+	dir    string     // empty: it is remote
+	remote *remoteArg // fetched when it is looked at
+
+	mu   sync.Mutex
+	tree *root   // nil: not fetched
+	src  *source // nil: nobody has looked at it
 }
 
 // contexts are the named contexts of one Build, for all of its platforms.
@@ -25,8 +29,6 @@ type contexts struct{ byName map[string]origin }
 // layout: what follows is PATH[:TAG] or PATH@DIGEST.
 const layoutPrefix = "oci-layout://"
 
-var urlContext = regexp.MustCompile(`^([a-zA-Z][a-zA-Z0-9+.-]*://|git@)`)
-
 // openContexts reads what the names mean, and opens the directories.
 func openContexts(given map[string]string) (c *contexts, err error) {
 	c = &contexts{byName: map[string]origin{}}
@@ -34,7 +36,7 @@ func openContexts(given map[string]string) (c *contexts, err error) {
 		o, err := openContext(name, value)
 		if err != nil {
 			c.close()
-			return nil, fmt.Errorf("build context %s=%s: %w", name, value, err)
+			return nil, fmt.Errorf("build context %s=%s: %w", name, redacted(value), err)
 		}
 		c.byName[contextName(name)] = o
 	}
@@ -55,8 +57,10 @@ func openContext(name, value string) (origin, error) {
 		dir, _ := splitLayout(value)
 		_, err := os.Stat(filepath.Join(dir, "index.json"))
 		return origin{image: value}, err
-	case urlContext.MatchString(value):
-		return origin{}, fmt.Errorf("a named context from a URL is not supported: fetch it, and name the directory")
+	}
+	remote, err := remoteContext(value)
+	if remote != nil || err != nil {
+		return origin{local: &local{name: name, remote: remote}}, err
 	}
 	dir, err := filepath.Abs(value)
 	if err != nil {
@@ -93,7 +97,7 @@ func contextName(name string) string {
 
 func (c *contexts) close() {
 	for _, o := range c.byName {
-		if o.local != nil {
+		if o.local != nil && o.local.tree != nil {
 			o.local.tree.Close()
 		}
 	}
@@ -108,21 +112,44 @@ func (b *build) namedContext(name string) (origin, bool) {
 	return o, ok
 }
 
-// localSource opens a named directory for reading, once.
-func (b *build) localSource(l *local) (*source, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if l.src == nil {
-		ignored, err := readIgnore(l.tree, ".dockerignore")
-		if err != nil {
+// localSource opens a named tree for reading, once, and fetches it before if it
+// is not here.
+func (b *build) localSource(ctx context.Context, l *local) (*source, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.src != nil {
+		return l.src, nil
+	}
+	if l.tree == nil {
+		if err := b.fetchNamed(ctx, l); err != nil {
 			return nil, err
 		}
-		l.src = &source{
-			root: l.tree, context: true, ignore: ignored,
-			sums: loadSums(b.cache.sumsFile(l.dir)), clock: clockOf(l.tree),
-		}
+	}
+	ignored, err := readIgnore(l.tree, ".dockerignore")
+	if err != nil {
+		return nil, err
+	}
+	l.src = &source{root: l.tree, context: true, ignore: ignored}
+	if l.dir != "" {
+		l.src.sums, l.src.clock = loadSums(b.cache.sumsFile(l.dir)), clockOf(l.tree)
 	}
 	return l.src, nil
+}
+
+func (b *session) fetchNamed(ctx context.Context, l *local) error {
+	address := l.remote.url
+	if l.remote.git != nil {
+		address = l.remote.git.Remote
+	}
+	got, _, err := b.fetchContext(ctx, fmt.Sprintf("[context %s] load %s", l.name, redacted(address)), l.remote)
+	if err != nil {
+		return fmt.Errorf("build context %s: %w", l.name, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closers = append(b.closers, got.layer.Discard) // close ends the tree
+	l.tree = got.tree
+	return nil
 }
 
 // saveSums keeps what was learnt of the contexts' files.
@@ -134,7 +161,7 @@ func (b *session) saveSums() {
 		}
 	}
 	for _, src := range list {
-		if src == nil {
+		if src == nil || src.sums == nil {
 			continue
 		}
 		if err := src.sums.save(); err != nil {

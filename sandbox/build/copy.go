@@ -159,7 +159,8 @@ func (r *stageRun) write(ctx context.Context, l layerAt, j job, v *vertex) error
 		return err
 	}
 	defer w.close() // after flush it does nothing; before, there is an error already
-	w.mode = j.mode
+	w.mode, w.meter = j.mode, r.budget.meter()
+	defer w.meter.end() // charge counts the layer
 	if j.t.chown != "" {
 		o, err := lookup(w.dst, j.t.chown)
 		if err != nil {
@@ -221,25 +222,27 @@ func (w *writer) severalInto(j job, v *vertex) error {
 	return nil
 }
 
-// workdir is WORKDIR. The directory belongs to USER, as in BuildKit.
+// workdir is WORKDIR. The directory belongs to USER, as in BuildKit. The config
+// keeps an absolute path as it was written, as all builders do; what is made,
+// checked and used is what it comes to.
 func (r *stageRun) workdir(ctx context.Context, c *instructions.WorkdirCommand) error {
-	dir := r.config.Config.WorkingDir
-	if c.Path != "" {
-		dir = path.Clean(absolute(dir, c.Path))
+	written := c.Path
+	if !path.IsAbs(written) {
+		written = path.Join("/", r.config.Config.WorkingDir, written)
 	}
-	dir = path.Join("/", dir)
+	dir := path.Clean(written)
 	for _, bad := range []string{"/proc", "/sys", "/dev"} {
 		if dir == bad || strings.HasPrefix(dir, bad+"/") {
 			// CVE-2024-21626: /proc/self/fd/N as a directory of the host.
 			return fmt.Errorf("WORKDIR %s: not in %s", dir, bad)
 		}
 	}
-	r.config.Config.WorkingDir = dir
+	r.config.Config.WorkingDir = written
 	user := r.config.Config.User
 	k := newKey("workdir")
 	k.layers(r.layers)
 	k.field("dir", dir, user)
-	return r.step(ctx, step{key: k, text: "WORKDIR " + argsOf(c.String()), history: "WORKDIR " + dir,
+	return r.step(ctx, step{key: k, text: "WORKDIR " + argsOf(c.String()), history: "WORKDIR " + written,
 		write: func(ctx context.Context, l *image.Layer, lower []string, _ *vertex) error {
 			tree, err := view(l, lower)
 			if err != nil {

@@ -2,6 +2,7 @@ package build
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -36,7 +37,7 @@ func (b *session) detect() error {
 }
 
 func (b *session) detectPlan() (*detect.Plan, error) {
-	root, err := os.OpenRoot(b.o.Context)
+	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", b.tree.fd))
 	if err != nil {
 		return nil, fmt.Errorf("open build context: %w", err)
 	}
@@ -88,23 +89,21 @@ func parseIgnore(name string, data []byte) (*ignore, error) {
 
 // Dockerfile returns the Dockerfile that a build with these options reads, and
 // how it came to be if it was written for the context.
-func Dockerfile(o Options) ([]byte, *detect.Plan, error) {
-	tree, err := openRoot(o.Context)
-	if err != nil {
-		return nil, nil, fmt.Errorf("open build context: %w", err)
+func (b *Builder) Dockerfile(ctx context.Context, o Options) (text []byte, plan *detect.Plan, err error) {
+	s := &session{Builder: b, o: o, out: newReporter(Options{}), takenArgs: &nameSet{}}
+	if err := s.open(ctx); err != nil {
+		return nil, nil, err
 	}
-	defer tree.Close()
-	r := &session{o: o, tree: tree}
-	if r.undescribed() {
-		plan, err := r.detectPlan()
+	defer func() { err = errors.Join(err, s.close()) }()
+	if s.undescribed() {
+		plan, err := s.detectPlan()
 		if err != nil {
 			return nil, nil, err
 		}
 		return []byte(plan.Dockerfile), plan, nil
 	}
-	text, _, err := r.readDockerfile()
-	if err != nil {
-		return nil, nil, fmt.Errorf("read %s: %w", r.name(), err)
+	if text, _, err = s.readDockerfile(); err != nil {
+		return nil, nil, fmt.Errorf("read %s: %w", s.name(), err)
 	}
 	return text, nil, nil
 }

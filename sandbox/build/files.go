@@ -30,7 +30,7 @@ func (r *stageRun) files(ctx context.Context, t transfer) (*files, error) {
 	case t.from.stage != nil:
 		f.layers = r.done[t.from.stage].layers
 	case t.from.local != nil:
-		src, err := r.localSource(t.from.local)
+		src, err := r.localSource(ctx, t.from.local)
 		f.src = src
 		return f, err
 	default:
@@ -50,9 +50,9 @@ func (b *build) contextSource() *source {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.context == nil {
-		b.context = &source{
-			root: b.tree, context: true, ignore: b.file.ignore,
-			sums: loadSums(b.cache.sumsFile(b.o.Context)), clock: clockOf(b.tree),
+		b.context = &source{root: b.tree, context: true, ignore: b.file.ignore}
+		if !b.fetched {
+			b.context.sums, b.context.clock = loadSums(b.cache.sumsFile(b.o.Context)), clockOf(b.tree)
 		}
 	}
 	return b.context

@@ -187,7 +187,7 @@ func TestNamedContexts(t *testing.T) {
 		{name: "instead of a stage", file: "FROM base AS lib\nRUN false\nFROM scratch\nCOPY --from=lib / /", contexts: map[string]string{"lib": dir}, want: map[string]string{"x": "f 644 0:0 dir"}},
 		{name: "stage from layout", file: "FROM base AS lib\nRUN false\nFROM lib", contexts: map[string]string{"lib": "oci-layout://" + layout + ":1"}, want: map[string]string{"o": "f 644 0:0 O"}},
 		{name: "no such tag", file: "FROM lib", contexts: map[string]string{"lib": "oci-layout://" + layout + ":2"}, err: "Dockerfile:1: load images: read archive: it has no image 2 for"},
-		{name: "url", file: "FROM lib", contexts: map[string]string{"lib": "https://example.com/a.git"}, err: "build context lib=https://example.com/a.git: a named context from a URL is not supported"},
+		{name: "url", file: "FROM lib", contexts: map[string]string{"lib": "https://example.com/a.git"}, err: "build context lib: https://example.com/a.git is a git repository, and there is nobody here to fetch it"},
 		{name: "no directory", file: "FROM lib", contexts: map[string]string{"lib": "/nonexistent"}, err: "build context lib=/nonexistent"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -19,7 +19,7 @@ func (r *stageRun) begins(ctx context.Context, m *runMount, o origin) (err error
 	case o.stage != nil:
 		m.layers, m.stage = r.done[o.stage].layers, true
 	case o.local != nil:
-		m.src, err = r.localSource(o.local)
+		m.src, err = r.localSource(ctx, o.local)
 	default:
 		v := r.out.begin("load image " + o.image)
 		img, imgErr := r.baseImage(ctx, baseKey{o.image, o.platform}, v)

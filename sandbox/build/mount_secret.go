@@ -74,8 +74,8 @@ func (b *build) masked(w io.Writer) (io.Writer, func() error) {
 	}
 	var values []string
 	for _, v := range b.o.Secrets {
-		if s := strings.TrimRight(string(v), "\r\n"); len(s) >= minSecret {
-			values = append(values, s)
+		if len(strings.TrimSpace(string(v))) >= minSecret {
+			values = append(values, string(v))
 		}
 	}
 	m := redact.NewWriter(w, values...)

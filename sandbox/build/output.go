@@ -34,6 +34,8 @@ type Output struct {
 	// Insecure allows registries without TLS, Compression is "gzip" or "zstd".
 	Insecure    bool
 	Compression image.Compression
+	// Annotations are added to those of Options.
+	Annotations []string
 }
 
 // ParseOutput reads the value of docker's --output: "type=oci,dest=FILE", or a
@@ -47,6 +49,10 @@ func ParseOutput(text string) (o Output, err error) {
 	}
 	for part := range strings.SplitSeq(text, ",") {
 		key, value, _ := strings.Cut(part, "=")
+		if text, ok := outputAnnotation(strings.TrimSpace(key), value); ok {
+			o.Annotations = append(o.Annotations, text)
+			continue
+		}
 		if err := o.set(strings.ToLower(strings.TrimSpace(key)), value); err != nil {
 			return o, fmt.Errorf("output %q: %w", text, err)
 		}
@@ -149,6 +155,9 @@ func (o Options) check() error {
 		return fmt.Errorf("build: provenance mode %q: min and max are known", o.Provenance)
 	}
 	index := len(o.Platforms) > 1 || o.Provenance != "" || o.SBOM
+	if err := o.checkAnnotations(index); err != nil {
+		return err
+	}
 	for _, out := range o.Outputs {
 		switch {
 		case out.Type == "docker" && index:
@@ -189,6 +198,9 @@ func (s *session) deliver(ctx context.Context, r *Result) error {
 	}
 	if (s.o.Provenance != "" || s.o.SBOM) && !slices.ContainsFunc(outputs, func(o Output) bool { return o.Type == "oci" || o.Push }) {
 		s.out.warn("the store keeps no statements about images: provenance and SBOM go with -o type=oci and to registries")
+	}
+	if len(s.o.Annotations) > 0 && !slices.ContainsFunc(outputs, func(o Output) bool { return o.Type == "oci" || o.Type == "docker" || o.Push }) {
+		s.out.warn("the store keeps no annotations: they go with -o type=oci or type=docker,dest= and to registries")
 	}
 	if n := len(r.Images); n > 1 && slices.ContainsFunc(outputs, func(o Output) bool { return o.Type == "image" && !o.NoStore }) {
 		s.out.warn(fmt.Sprintf("the store's names mean one image: the one of %d for %s/%s; all go with -o type=oci and to registries",
@@ -250,7 +262,10 @@ func (s *session) put(ctx context.Context, o Output, r *Result) (err error) {
 	}
 	v := s.out.begin(title)
 	defer func() { v.end(err) }()
-	bundle := image.Bundle{Parts: r.parts, Names: o.Names}
+	bundle, err := s.o.annotate(o, image.Bundle{Parts: r.parts, Names: o.Names})
+	if err != nil {
+		return err
+	}
 	switch o.Type {
 	case "image":
 		for _, name := range o.Names {

@@ -17,6 +17,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/internal/diskuse"
 )
 
 // placement is a file whose place in the layer is known. It is written when the
@@ -40,12 +42,13 @@ type put struct {
 	ctx   context.Context
 	upper *root
 	umask uint32
+	meter *meter
 	// noClone is set when the file system has refused to share blocks.
 	noClone atomic.Bool
 }
 
 func (w *writer) put(upper *root) error {
-	p := &put{ctx: w.ctx, upper: upper, umask: umask()}
+	p := &put{ctx: w.ctx, upper: upper, umask: umask(), meter: w.meter}
 	group, ctx := errgroup.WithContext(w.ctx)
 	group.SetLimit(max(2, runtime.GOMAXPROCS(0)))
 	p.ctx = ctx
@@ -110,6 +113,8 @@ type worker struct {
 	srcOf  *source
 	srcAt  string
 	buf    []byte
+	// written are the bytes of the file at hand that the meter knows of.
+	written int64
 }
 
 func (p *put) job(list []*placement) error {
@@ -185,6 +190,13 @@ func (w *worker) clear(to string) error {
 
 func (w *worker) create(pl *placement, name string) error {
 	m := pl.meta
+	use := diskuse.Use{Inodes: 1}
+	if isFile(&pl.e.stat) {
+		use.Size = pl.e.stat.Size
+	}
+	if err := w.meter.add(use); err != nil {
+		return err
+	}
 	switch pl.e.stat.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		return w.file(pl, name)
@@ -224,7 +236,12 @@ func (w *worker) file(pl *placement, name string) error {
 	if err != nil {
 		return pathError("create", pl.to, err)
 	}
-	if err = w.content(pl, in, out); err == nil {
+	w.written = 0
+	err = w.content(pl, in, out)
+	if err == nil {
+		err = w.meter.settle(out, w.written)
+	}
+	if err == nil {
 		err = w.setMeta(pl, out)
 	}
 	if closed := unix.Close(out); err == nil && closed != nil {
@@ -322,6 +339,10 @@ func (w *worker) copyData(pl *placement, in, out int) error {
 		}
 		h.Write(w.buf[:n])
 		if !isZero(w.buf[:n]) {
+			if err := w.meter.add(diskuse.Use{Bytes: int64(n)}); err != nil {
+				return err
+			}
+			w.written += int64(n)
 			if _, err := unix.Pwrite(out, w.buf[:n], at); err != nil {
 				return pathError("write", pl.to, err)
 			}

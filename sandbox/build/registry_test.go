@@ -38,13 +38,21 @@ func TestRegistry(t *testing.T) {
 	out := Output{Type: "image", Push: true, NoStore: true}
 	r, err := w.builder().BuildAll(t.Context(), Options{
 		Tags: []string{host + "/lib:1"}, Platforms: []string{"linux/amd64", "linux/arm64"}, Provenance: "min",
-		Context: w.context(map[string]string{"Dockerfile": lib}), Outputs: []Output{out}, CacheTo: []string{"type=registry,ref=" + host + "/cache:1"},
+		Annotations: []string{"manifest[linux/arm64],index:k=v", "index:i=w"},
+		Context:     w.context(map[string]string{"Dockerfile": lib}), Outputs: []Output{out}, CacheTo: []string{"type=registry,ref=" + host + "/cache:1"},
 	})
 	must(t, err)
 	var index ocispec.Index
 	get("lib/manifests/1", &index)
 	if len(index.Manifests) != 4 || index.Manifests[2].Annotations["vnd.docker.reference.digest"] != index.Manifests[0].Digest.String() {
 		t.Fatalf("%+v", index)
+	}
+	for i, want := range []string{"", "v"} {
+		var m ocispec.Manifest
+		get("lib/manifests/"+index.Manifests[i].Digest.String(), &m)
+		if m.Annotations["k"] != want || index.Annotations["k"] != "v" || index.Annotations["i"] != "w" {
+			t.Errorf("annotations of %d: %v, of the index: %v", i, m.Annotations, index.Annotations)
+		}
 	}
 
 	other := w.twin()

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"naru/sandbox/build/fetch"
+	"naru/sandbox/image"
 )
 
 // Git fetches the repositories that ADD names. Its addresses must be behind a
@@ -131,6 +132,11 @@ func (f *files) remote(ctx context.Context, arg string, r *remoteArg) (pick, err
 	return f.download(ctx, arg)
 }
 
+// fetcher gets files by http for this build.
+func (b *session) fetcher() *fetch.Client {
+	return fetch.New(filepath.Join(b.cache.dir, "fetched"), fetch.Guard{Allow: b.o.Reach}, fetch.Limits{Bytes: b.o.FetchBytes})
+}
+
 // download fetches a URL. The file belongs to root, who alone may read it, and
 // is as old as the server says, as in BuildKit.
 func (f *files) download(ctx context.Context, arg string) (pick, error) {
@@ -138,7 +144,7 @@ func (f *files) download(ctx context.Context, arg string) (pick, error) {
 	if err != nil {
 		return pick{}, err
 	}
-	client := fetch.New(filepath.Join(f.cache.dir, "fetched"), fetch.Guard{Allow: f.o.Reach}, fetch.Limits{Bytes: f.o.FetchBytes})
+	client := f.fetcher()
 	v := f.out.begin(f.t.name + " " + redacted(arg))
 	got, err := client.Get(ctx, arg, digest.Digest(f.t.checksum))
 	v.end(err)
@@ -166,34 +172,35 @@ func (f *files) download(ctx context.Context, arg string) (pick, error) {
 
 // gitSource joins what the URL of a repository says with the flags.
 func (t *transfer) gitSource(ref *dfgitutil.GitRef) (GitSource, error) {
-	s := GitSource{URL: ref.Remote, Ref: ref.Ref, Commit: t.checksum, Submodules: ref.Submodules == nil || *ref.Submodules}
-	if ref.Checksum != "" {
-		if t.checksum != "" && t.checksum != ref.Checksum {
-			return s, fmt.Errorf("--checksum=%s, and %s in the URL", t.checksum, ref.Checksum)
-		}
-		s.Commit = ref.Checksum
+	if ref.Checksum != "" && t.checksum != "" && t.checksum != ref.Checksum {
+		return GitSource{}, fmt.Errorf("--checksum=%s, and %s in the URL", t.checksum, ref.Checksum)
 	}
-	if strings.Trim(s.Commit, "0123456789abcdefABCDEF") != "" || len(s.Commit) > 64 {
-		return s, fmt.Errorf("checksum %q is not the id of a commit", s.Commit)
+	if ref.KeepGitDir != nil && t.keepGit != nil && *ref.KeepGitDir != *t.keepGit {
+		return GitSource{}, errors.New("--keep-git-dir and the URL's keep-git-dir differ")
 	}
-	s.Commit = strings.ToLower(s.Commit)
+	whole := *ref
+	if t.checksum != "" {
+		whole.Checksum = t.checksum
+	}
+	if t.keepGit != nil {
+		whole.KeepGitDir = t.keepGit
+	}
+	return gitSource(&whole)
+}
+
+// gitSource says what the URL of a repository asks for.
+func gitSource(ref *dfgitutil.GitRef) (GitSource, error) {
+	s := GitSource{URL: ref.Remote, Ref: ref.Ref, Commit: strings.ToLower(ref.Checksum), Submodules: ref.Submodules == nil || *ref.Submodules}
+	if strings.Trim(s.Commit, "0123456789abcdef") != "" || len(s.Commit) > 64 {
+		return s, fmt.Errorf("checksum %q is not the id of a commit", ref.Checksum)
+	}
 	if ref.FetchByCommit {
 		if s.Commit == "" {
 			return s, errors.New("fetch-by-commit needs a checksum")
 		}
 		s.Ref = s.Commit
 	}
-	keep := ref.KeepGitDir
-	if t.keepGit != nil {
-		if keep != nil && *keep != *t.keepGit {
-			return s, errors.New("--keep-git-dir and the URL's keep-git-dir differ")
-		}
-		keep = t.keepGit
-	}
-	s.KeepDir = keep != nil && *keep
-	if s.KeepDir && strings.Trim(ref.SubDir, "/") != "" {
-		s.KeepDir = false // as in BuildKit: a subdirectory has none
-	}
+	s.KeepDir = ref.KeepGitDir != nil && *ref.KeepGitDir && strings.Trim(ref.SubDir, "/") == "" // as in BuildKit: a subdirectory has none
 	return s, nil
 }
 
@@ -203,41 +210,66 @@ func (f *files) repository(ctx context.Context, ref *dfgitutil.GitRef) (pick, er
 	if err != nil {
 		return pick{}, err
 	}
-	l, err := f.store.NewLayer() // a directory that the store sweeps after a crash
+	got, err := f.checkout(ctx, f.t.name+" "+redacted(ref.Remote), s, ref.SubDir)
 	if err != nil {
 		return pick{}, err
 	}
-	f.closed = append(f.closed, func() { _ = l.Discard() })
-	dir := l.Upper
-	v := f.out.begin(f.t.name + " " + redacted(ref.Remote))
-	s.Out, s.Reach = v, f.o.Reach
-	commit, err := f.o.Git.Checkout(ctx, s, dir)
-	if err == nil {
-		_, _ = fmt.Fprintf(v, "commit %s\n", commit)
-	}
-	v.end(err)
-	if err != nil {
-		return pick{}, fmt.Errorf("fetch %s: %w", redacted(ref.Remote), err)
-	}
-	top, err := openRoot(dir)
-	if err != nil {
-		return pick{}, err
-	}
-	f.closed = append(f.closed, func() { _ = top.Close() })
-	// No link on the way: it could lead out of the checkout (CVE-2026-33748).
-	sub := strings.TrimPrefix(path.Join("/", ref.SubDir), "/")
-	tree, err := top.sub(sub)
-	if err != nil {
-		return pick{}, fmt.Errorf("directory %q of %s: %w", sub, redacted(ref.Remote), err)
-	}
-	f.closed = append(f.closed, func() { _ = tree.Close() })
-	src := &source{root: tree, context: true}
+	f.closed = append(f.closed, func() { _ = got.close() }) // the store sweeps what is left
+	src := &source{root: got.tree, context: true}
 	w := walk{ctx: ctx, source: src}
 	if err := w.from(""); err != nil {
 		return pick{}, err
 	}
 	if s.KeepDir {
-		src.key = commit + " " + s.URL // .git holds packs and times that differ from one clone to the next
+		src.key = got.commit + " " + s.URL // .git holds packs and times that differ from one clone to the next
 	}
 	return pick{src: src, name: "/", entries: w.entries}, src.sumFiles(ctx, w.entries)
+}
+
+// fetched is a tree that was not on this machine, in a directory that the store
+// sweeps after a crash.
+type fetched struct {
+	tree   *root
+	commit string // of a repository
+	layer  *image.Layer
+}
+
+func (f *fetched) close() error {
+	var err error
+	if f.tree != nil {
+		err = f.tree.Close()
+	}
+	return errors.Join(err, f.layer.Discard())
+}
+
+// checkout fetches a commit. The tree is the subdirectory.
+func (b *session) checkout(ctx context.Context, title string, s GitSource, sub string) (_ *fetched, err error) {
+	l, err := b.store.NewLayer()
+	if err != nil {
+		return nil, err
+	}
+	got := &fetched{layer: l}
+	v := b.out.begin(title)
+	defer func() {
+		v.end(err)
+		if err != nil {
+			err = errors.Join(err, got.close())
+		}
+	}()
+	s.Out, s.Reach = v, b.o.Reach
+	if got.commit, err = b.o.Git.Checkout(ctx, s, l.Upper); err != nil {
+		return nil, fmt.Errorf("fetch %s: %w", redacted(s.URL), err)
+	}
+	_, _ = fmt.Fprintf(v, "commit %s\n", got.commit)
+	top, err := openRoot(l.Upper)
+	if err != nil {
+		return nil, err
+	}
+	defer top.Close()
+	// No link on the way: it could lead out of the checkout (CVE-2026-33748).
+	sub = strings.TrimPrefix(path.Join("/", sub), "/")
+	if got.tree, err = top.sub(sub); err != nil {
+		return nil, fmt.Errorf("directory %q of %s: %w", sub, redacted(s.URL), err)
+	}
+	return got, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"path"
 	"slices"
 	"strings"
 
@@ -28,7 +29,7 @@ func (r *stageRun) runCommand(ctx context.Context, c *instructions.RunCommand) e
 	k.field("args", args...)
 	k.field("script", script)
 	k.field("env", r.env.list...)
-	k.field("as", cfg.User, cfg.WorkingDir, r.network(c))
+	k.field("as", cfg.User, path.Clean("/"+cfg.WorkingDir), r.network(c))
 	r.o.RunSettings.key(k)
 	list, err := r.mounts(ctx, c, k)
 	if err != nil {
@@ -99,15 +100,11 @@ func (r *stageRun) execute(ctx context.Context, s Step, v *vertex, failed StepEr
 
 // newStep is the step as the Executor gets it, without its directories.
 func (r *stageRun) newStep(c *instructions.RunCommand, args []string) Step {
-	s := Step{
+	return Step{
 		Args: args, Env: append(r.proxies(r.env), r.env.list...),
-		Dir: r.config.Config.WorkingDir, User: r.config.Config.User, Hostname: r.hostname(), Network: r.network(c),
+		Dir: path.Clean("/" + r.config.Config.WorkingDir), User: r.config.Config.User, Hostname: r.hostname(), Network: r.network(c),
 		RunSettings: r.o.RunSettings, Timeout: r.o.StepTimeout, Memory: r.o.Memory, Pids: r.o.Pids, CPUs: r.o.CPUs,
 	}
-	if s.Dir == "" {
-		s.Dir = "/"
-	}
-	return s
 }
 
 // network is the one of a RUN: its own, or the build's.

@@ -94,7 +94,7 @@ func (r *stageRun) begin(ctx context.Context) (*state, error) {
 		s.created = *s.config.Created
 	}
 	s.config.Config.OnBuild = nil
-	if dir := s.config.Config.WorkingDir; dir != "" {
+	if dir := s.config.Config.WorkingDir; dir != "" && !path.IsAbs(dir) {
 		s.config.Config.WorkingDir = path.Join("/", dir)
 	}
 	s.env.list = slices.Clone(s.config.Config.Env)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"naru/internal/decompress"
+	"naru/sandbox/internal/diskuse"
 )
 
 // Limits of an archive that ADD unpacks. They are far above what honest archives
@@ -91,7 +92,7 @@ func (w *writer) unpack(p *pick, dest string) (bool, error) {
 		return false, err
 	}
 	defer into.Close()
-	x := extraction{ctx: w.ctx, into: into, owner: w.owner, left: archiveFloor + archiveRatio*e.stat.Size, now: w.now, buf: make([]byte, 64<<10)}
+	x := extraction{ctx: w.ctx, into: into, owner: w.owner, left: archiveFloor + archiveRatio*e.stat.Size, now: w.now, buf: make([]byte, 64<<10), meter: w.meter}
 	if err := x.run(f); err != nil {
 		return false, fmt.Errorf("unpack /%s: %w", e.path, err)
 	}
@@ -124,6 +125,7 @@ type extraction struct {
 	now   unix.Timespec
 	buf   []byte
 	dirs  []dirMeta
+	meter *meter // nil: only left limits it
 }
 
 func (x *extraction) run(f io.Reader) error {
@@ -244,6 +246,9 @@ func (x *extraction) parents(dir string) error {
 	if err := checkName(dir); err != nil {
 		return err
 	}
+	if err := x.meter.add(diskuse.Use{Inodes: 1}); err != nil {
+		return err
+	}
 	if err := x.into.mkdir(dir); err != nil {
 		return err
 	}
@@ -251,6 +256,11 @@ func (x *extraction) parents(dir string) error {
 }
 
 func (x *extraction) create(h *tar.Header, p string, m meta, content io.Reader) error {
+	if h.Typeflag != tar.TypeLink {
+		if err := x.meter.add(diskuse.Use{Inodes: 1}); err != nil {
+			return err
+		}
+	}
 	switch h.Typeflag {
 	case tar.TypeDir:
 		if err := x.into.mkdir(p); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -289,6 +299,9 @@ func (x *extraction) file(p string, m meta, content io.Reader) error {
 	}
 	size, err := x.copy(f, content)
 	if err == nil {
+		err = x.meter.settle(int(f.Fd()), size)
+	}
+	if err == nil {
 		err = f.Truncate(size)
 	}
 	if err == nil {
@@ -306,7 +319,15 @@ func (x *extraction) copy(f *os.File, content io.Reader) (size int64, err error)
 		if x.left -= int64(n); x.left < 0 {
 			return size, errBomb
 		}
-		if n > 0 && !isZero(x.buf[:n]) {
+		hole := n > 0 && isZero(x.buf[:n])
+		use := diskuse.Use{Bytes: int64(n), Size: int64(n)}
+		if hole {
+			use.Bytes = 0
+		}
+		if err := x.meter.add(use); err != nil {
+			return size, err
+		}
+		if n > 0 && !hole {
 			if _, err := f.WriteAt(x.buf[:n], size); err != nil {
 				return size, err
 			}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/internal/diskuse"
 )
 
 // owner is a user and a group, both 0..65535: more ids a layer cannot hold.
@@ -29,6 +31,7 @@ type writer struct {
 	made    map[string]bool // directories that are new since the view was opened
 	pending []placement
 	dirs    []dirMeta // to be set when their content is there
+	meter   *meter    // nil: nothing limits what is written
 }
 
 // dirMeta is what a directory shall look like.
@@ -210,6 +213,9 @@ func (w *writer) mkdirAll(p string) error {
 	if err := checkName(p); err != nil {
 		return err
 	}
+	if err := w.meter.add(diskuse.Use{Inodes: 1}); err != nil {
+		return err
+	}
 	if err := w.dst.mkdir(p); err != nil {
 		return err
 	}
@@ -292,6 +298,9 @@ func (w *writer) makeDir(p string) (created bool, err error) {
 		}
 	}
 	if err := checkName(p); err != nil {
+		return false, err
+	}
+	if err := w.meter.add(diskuse.Use{Inodes: 1}); err != nil {
 		return false, err
 	}
 	w.made[p] = true

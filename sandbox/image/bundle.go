@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -30,7 +32,12 @@ type Part struct {
 	// Attest makes the statements to attach, given the digest of the manifest
 	// that they are about; nil: none.
 	Attest func(manifest digest.Digest) ([]Statement, error)
+	Annotated
 }
+
+// Annotated is what is written down about a document, but in no image: the
+// annotations of a manifest or an index itself, and those of the entry that names it.
+type Annotated struct{ Annotations, Entry map[string]string }
 
 // Bundle is what travels under one name: an image, or an index of images for
 // several platforms and of the statements about them, as BuildKit attaches them
@@ -40,22 +47,25 @@ type Bundle struct {
 	Names []string // in an archive
 	// Index makes an index of a single image without statements, too.
 	Index bool
+	// Annotated is about the index, if there is one.
+	Annotated
 }
 
 func (b Bundle) plain() bool { return len(b.Parts) == 1 && b.Parts[0].Attest == nil && !b.Index }
 
 // place takes documents and blobs of a bundle to where it goes.
 type place interface {
-	image(ctx context.Context, img Image) (ocispec.Descriptor, error)
+	image(ctx context.Context, part Part) (ocispec.Descriptor, error)
 	document(ctx context.Context, data []byte, mediaType string) (ocispec.Descriptor, error)
 }
 
 // send sends the parts, and gives the entry of what stands for them all.
 func (b Bundle) send(ctx context.Context, to place) (ocispec.Descriptor, error) {
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
+	index.Annotations = b.Annotations
 	var about []ocispec.Descriptor
 	for _, part := range b.Parts {
-		desc, err := to.image(ctx, part.Image)
+		desc, err := to.image(ctx, part)
 		if err != nil {
 			return desc, err
 		}
@@ -64,6 +74,7 @@ func (b Bundle) send(ctx context.Context, to place) (ocispec.Descriptor, error) 
 		}
 		c := part.Image.Config
 		desc.Platform = &ocispec.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}
+		desc.Annotations = part.Entry
 		index.Manifests = append(index.Manifests, desc)
 		if part.Attest == nil {
 			continue
@@ -138,11 +149,15 @@ type archiving struct {
 	docs [][]byte
 }
 
-func (a *archiving) image(_ context.Context, img Image) (ocispec.Descriptor, error) {
-	x, err := a.prepare(img)
+func (a *archiving) image(_ context.Context, part Part) (ocispec.Descriptor, error) {
+	x, err := a.prepare(part.Image)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
+	if x.manifest, err = annotate(x.manifest, part.Annotations); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	x.entry = part.Entry
 	a.images = append(a.images, x)
 	return x.descriptors()[0], nil
 }
@@ -164,7 +179,7 @@ func (a *archiving) write(ctx context.Context, b Bundle) (top ocispec.Descriptor
 		a.images[0].names = names
 		err = a.index()
 	} else {
-		err = a.layoutOf(top, names)
+		err = a.layoutOf(top, names, b.Entry)
 	}
 	if err != nil {
 		return top, err
@@ -195,13 +210,14 @@ func parseNames(list []string) ([]reference, error) {
 }
 
 // layoutOf writes the files of a layout that holds one index.
-func (a *archiving) layoutOf(top ocispec.Descriptor, names []reference) error {
+func (a *archiving) layoutOf(top ocispec.Descriptor, names []reference, entry map[string]string) error {
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
 	for _, name := range names {
-		top.Annotations = map[string]string{nameAnnotation: name.full(), ocispec.AnnotationRefName: name.short()}
+		top.Annotations = name.annotations(entry)
 		index.Manifests = append(index.Manifests, top)
 	}
 	if len(names) == 0 {
+		top.Annotations = entry
 		index.Manifests = append(index.Manifests, top)
 	}
 	for _, file := range []struct {
@@ -279,10 +295,16 @@ type bundlePush struct {
 	docs map[digest.Digest]registry.Document
 }
 
-func (p *bundlePush) image(ctx context.Context, img Image) (ocispec.Descriptor, error) {
-	doc, err := p.pushing.image(ctx, img)
+func (p *bundlePush) image(ctx context.Context, part Part) (ocispec.Descriptor, error) {
+	doc, err := p.pushing.image(ctx, part.Image)
 	if err != nil {
 		return ocispec.Descriptor{}, err
+	}
+	if len(part.Annotations) > 0 {
+		if doc.Data, err = annotate(doc.Data, part.Annotations); err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		doc.MediaType, doc.Digest = ocispec.MediaTypeImageManifest, digest.FromBytes(doc.Data)
 	}
 	return p.put(ctx, doc)
 }
@@ -301,4 +323,39 @@ func (p *bundlePush) document(ctx context.Context, data []byte, mediaType string
 	return desc, p.blob(ctx, registry.Upload{Digest: desc.Digest, Size: desc.Size, Open: func() (io.ReadCloser, error) {
 		return io.NopCloser(bytes.NewReader(data)), nil
 	}})
+}
+
+// annotate adds annotations to a manifest. One in Docker's format, which knows
+// none, becomes OCI's: the kinds of layers have names of their own there.
+func annotate(manifest []byte, more map[string]string) ([]byte, error) {
+	if len(more) == 0 {
+		return manifest, nil
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(manifest, &m); err != nil {
+		return nil, fmt.Errorf("annotate manifest: %w", err)
+	}
+	m.MediaType, m.Config.MediaType = ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageConfig
+	for i := range m.Layers {
+		if strings.HasPrefix(m.Layers[i].MediaType, "application/vnd.docker.image.rootfs.diff.tar") {
+			m.Layers[i].MediaType = strings.Replace(strings.Replace(m.Layers[i].MediaType, "application/vnd.docker.image.rootfs.diff.tar", ocispec.MediaTypeImageLayer, 1), ".gzip", "+gzip", 1)
+		}
+	}
+	m.Annotations = union(m.Annotations, more)
+	return json.Marshal(m)
+}
+
+// union is the union of two maps, the second one's values over the first one's.
+func union(a, b map[string]string) map[string]string {
+	all := maps.Clone(a)
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, b)
+	return all
+}
+
+// annotations are those by which readers of a layout know a name, with others.
+func (r reference) annotations(more map[string]string) map[string]string {
+	return union(more, map[string]string{nameAnnotation: r.full(), ocispec.AnnotationRefName: r.short()})
 }

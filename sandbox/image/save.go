@@ -129,6 +129,7 @@ type exported struct {
 	config   []byte
 	manifest []byte
 	names    []reference
+	entry    map[string]string // annotations of the entry that names it
 	layers   []layerInfo
 }
 
@@ -222,11 +223,12 @@ func (e *export) index() error {
 func (x *exported) descriptors() []ocispec.Descriptor {
 	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(x.manifest), Size: int64(len(x.manifest))}
 	if len(x.names) == 0 {
+		desc.Annotations = x.entry
 		return []ocispec.Descriptor{desc}
 	}
 	var all []ocispec.Descriptor
 	for _, name := range x.names {
-		desc.Annotations = map[string]string{nameAnnotation: name.full(), ocispec.AnnotationRefName: name.short()}
+		desc.Annotations = name.annotations(x.entry)
 		all = append(all, desc)
 	}
 	return all
