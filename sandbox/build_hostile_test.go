@@ -39,6 +39,7 @@ const (
 	hostileAll      = "NARU_HOSTILE"
 	hostileServer   = "NARU_TEST_SERVER"
 	hostileFlood    = "NARU_TEST_FLOOD"
+	hostileClient   = "NARU_TEST_CLIENT"
 )
 
 func TestHostileBuilds(t *testing.T) {
@@ -63,6 +64,12 @@ func hostileIfAsked() {
 	case os.Getenv(hostileServer) != "":
 		fmt.Println(serveApp())
 		os.Exit(1)
+	case os.Getenv(hostileClient) != "":
+		if err := askApp(os.Getenv(hostileClient)); err != nil {
+			fmt.Fprintln(os.Stderr, "clients:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	case os.Getenv(hostileFlood) != "":
 		flood(os.Getenv(hostileFlood))
 		os.Exit(0)
@@ -274,6 +281,9 @@ func TestHostileInside(t *testing.T) {
 				t.Logf("%6.2f s  %v", time.Since(start).Seconds(), err)
 			}
 		})
+		if load != nil {
+			load.built(t)
+		}
 	}
 	t.Logf("%d hostile builds", done)
 	if load != nil {
