@@ -83,16 +83,17 @@ func (w *hostileWorld) startLoad() *appLoad {
 	return l
 }
 
-// built counts a build; after some of them there is a calm round.
-func (l *appLoad) built(t *testing.T) {
+// built counts a build, and tells whether it ends a round: a calm one comes next.
+func (l *appLoad) built(t *testing.T) bool {
 	if l.loaded++; l.loaded < loadBuilds {
-		return
+		return false
 	}
 	l.busy, l.loaded = append(l.busy, l.next(t)), 0
-	l.beCalm(t)
+	return true
 }
 
 func (l *appLoad) beCalm(t *testing.T) {
+	l.next(t) // what was before is in no round
 	time.Sleep(loadCalm)
 	l.calm = append(l.calm, l.next(t))
 }
