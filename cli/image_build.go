@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"naru/internal/background"
 	"naru/pipeline/source"
 	"naru/sandbox"
 	"naru/sandbox/build"
@@ -62,7 +61,6 @@ anything else is a Dockerfile without one.`,
 			if f.print {
 				return f.printDockerfile(env)
 			}
-			background.Process() // apps that serve on this machine come first
 			e, err := openEngine(env)
 			if err != nil {
 				return err

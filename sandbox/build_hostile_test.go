@@ -23,7 +23,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"naru/internal/background"
 	"naru/sandbox/build"
 	"naru/sandbox/network"
 )
@@ -249,9 +248,6 @@ func TestHostileInside(t *testing.T) {
 	}
 	before := w.snapshot()
 	done := 0
-	if all {
-		background.Process() // as naru build does
-	}
 	for i, c := range list {
 		if !all && (c.slow || i%3 != 0) {
 			continue

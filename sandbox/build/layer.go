@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"naru/internal/background"
 	"naru/sandbox/image"
 )
 
@@ -127,25 +126,19 @@ func (r *stageRun) make(ctx context.Context, key string, s step, v *vertex) (rec
 	r.evicting.RLock() // between the layer and its record, nobody knows whose it is
 	defer r.evicting.RUnlock()
 	if !empty {
-		if err := background.Do(func() error { return r.commit(ctx, l, &rec) }); err != nil {
+		if rec.Layer, err = r.store.Commit(ctx, l); err != nil {
+			return rec, err
+		}
+		dir, err := r.store.LayerDir(rec.Layer)
+		if err != nil {
+			return rec, err
+		}
+		if rec.Shape, rec.Disk, err = shapeOf(dir); err != nil {
 			return rec, err
 		}
 	}
 	r.noteUse(key, rec)
 	return rec, r.cache.putStep(key, rec)
-}
-
-// commit gives a layer to the store, which reads it all.
-func (r *stageRun) commit(ctx context.Context, l *image.Layer, rec *record) (err error) {
-	if rec.Layer, err = r.store.Commit(ctx, l); err != nil {
-		return err
-	}
-	dir, err := r.store.LayerDir(rec.Layer)
-	if err != nil {
-		return err
-	}
-	rec.Shape, rec.Disk, err = shapeOf(dir)
-	return err
 }
 
 // inheritRoot gives a new layer's root directory the looks of the one below:

@@ -17,8 +17,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-
-	"naru/internal/background"
 )
 
 // placement is a file whose place in the layer is known. It is written when the
@@ -52,7 +50,7 @@ func (w *writer) put(upper *root) error {
 	group.SetLimit(max(2, runtime.GOMAXPROCS(0)))
 	p.ctx = ctx
 	for _, job := range jobsOf(w.pending) {
-		group.Go(func() error { return background.Do(func() error { return p.job(job) }) })
+		group.Go(func() error { return p.job(job) })
 	}
 	if err := group.Wait(); err != nil {
 		return err

@@ -15,8 +15,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-
-	"naru/internal/background"
 )
 
 // sum is the SHA-256 of a file's content.
@@ -190,7 +188,7 @@ func (s *source) sumFiles(ctx context.Context, entries []entry) error {
 	group.SetLimit(4) // enough to keep a disk busy; more wait for each other
 	for dir, list := range unread {
 		for part := range slices.Chunk(list, chunk) {
-			group.Go(func() error { return background.Do(func() error { return s.sumIn(ctx, dir, part) }) })
+			group.Go(func() error { return s.sumIn(ctx, dir, part) })
 		}
 	}
 	return group.Wait()
