@@ -28,11 +28,14 @@ func builderPrune(env *Env) *cobra.Command {
 			if o.Keep, err = parseSize(keep); err != nil {
 				return err
 			}
-			if o.Until, err = untilFilter(filters); err != nil {
+			if err := pruneFilters(filters, &o); err != nil {
 				return err
 			}
-			what := "all steps of builds that no image needs"
-			if o.All {
+			what := "all steps of builds that no image needs, and all cache mounts"
+			switch {
+			case o.Type != "" || len(o.IDs) > 0:
+				what = "of what builds remember that which fits " + strings.Join(filters, ", ")
+			case o.All:
 				what = "all that builds remember"
 			}
 			if yes, err := confirm(env, force, what); err != nil || !yes {
@@ -45,33 +48,43 @@ func builderPrune(env *Env) *cobra.Command {
 			if asJSON {
 				return printJSON(env, r)
 			}
-			fmt.Fprintf(env.Stdout, "removed %d steps\nTotal reclaimed space: %s\n", r.Steps, humanSize(r.Freed))
+			fmt.Fprintf(env.Stdout, "removed %d steps and %d cache mounts\nTotal reclaimed space: %s\n", r.Steps, r.Mounts, humanSize(r.Freed))
 			return nil
 		}),
 	}
 	c.Flags().BoolVarP(&o.All, "all", "a", false, "also the steps whose layers images have: their next build runs again")
 	c.Flags().StringVar(&keep, "keep-storage", "", "how much may stay, such as 5g")
-	c.Flags().StringArrayVar(&filters, "filter", nil, "until=24h: only what was not used for so long")
+	c.Flags().StringArrayVar(&filters, "filter", nil, "until=24h: only what was not used for so long; type=regular or exec.cachemount; id=ID")
 	c.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	return c
 }
 
-// untilFilter reads --filter until=DURATION.
-func untilFilter(list []string) (time.Duration, error) {
-	var until time.Duration
+// pruneFilters reads --filter; of several ids, any may fit.
+func pruneFilters(list []string, o *build.PruneOptions) error {
 	for _, f := range list {
-		value, ok := strings.CutPrefix(f, "until=")
-		if !ok {
-			return 0, usage("--filter %s: only until=DURATION is known", f)
+		key, value, ok := strings.Cut(f, "=")
+		switch {
+		case ok && (key == "until" || key == "unused-for"):
+			before, err := parseTime("--filter "+key, value, time.Now())
+			if err != nil {
+				return err
+			}
+			o.Until = max(o.Until, time.Since(before))
+		case key == "type" && (value == build.TypeStep || value == build.TypeCacheMount):
+			if o.Type != "" && o.Type != value {
+				return usage("--filter %s: nothing is of two types", f)
+			}
+			o.Type = value
+		case key == "type" && ok:
+			return usage("--filter %s: builds remember %s and %s", f, build.TypeStep, build.TypeCacheMount)
+		case key == "id" && value != "":
+			o.IDs = append(o.IDs, value)
+		default:
+			return usage("--filter %s: until=DURATION, type=TYPE and id=ID are known", f)
 		}
-		before, err := parseTime("--filter until", value, time.Now())
-		if err != nil {
-			return 0, err
-		}
-		until = max(until, time.Since(before))
 	}
-	return until, nil
+	return nil
 }
 
 func builderUsage(env *Env) *cobra.Command {
@@ -88,21 +101,38 @@ func builderUsage(env *Env) *cobra.Command {
 			if asJSON {
 				return printJSON(env, u)
 			}
-			var rows [][]string
-			for _, s := range u.Steps {
-				text, _, _ := strings.Cut(s.Text, "\n")
-				if runes := []rune(text); len(runes) > 60 {
-					text = string(runes[:57]) + "..."
-				}
-				rows = append(rows, []string{s.ID[:12], strconv.FormatBool(s.Reclaimable), humanSize(s.Size), ago(time.Since(s.Used)) + " ago", text})
-			}
-			if err := printTable(env.Stdout, []string{"ID", "RECLAIMABLE", "SIZE", "LAST ACCESSED", "STEP"}, rows); err != nil {
+			if err := printTable(env.Stdout, []string{"ID", "RECLAIMABLE", "SIZE", "LAST ACCESSED", "STEP"}, stepRows(u.Steps)); err != nil {
 				return err
 			}
+			if len(u.CacheMounts) > 0 {
+				fmt.Fprintln(env.Stdout)
+				if err := printTable(env.Stdout, []string{"CACHE MOUNT", "OWNER", "IN USE", "SIZE", "LAST ACCESSED"}, mountRows(u.CacheMounts)); err != nil {
+					return err
+				}
+			}
+			fmt.Fprintln(env.Stdout)
 			fmt.Fprintf(env.Stdout, "Cache mounts:\t%s\nReclaimable:\t%s\nTotal:\t\t%s\n", humanSize(u.Mounts), humanSize(u.Reclaimable), humanSize(u.Total))
 			return nil
 		}),
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	return c
+}
+
+func stepRows(steps []build.CacheEntry) (rows [][]string) {
+	for _, s := range steps {
+		text, _, _ := strings.Cut(s.Text, "\n")
+		if runes := []rune(text); len(runes) > 60 {
+			text = string(runes[:57]) + "..."
+		}
+		rows = append(rows, []string{s.ID[:12], strconv.FormatBool(s.Reclaimable), humanSize(s.Size), ago(time.Since(s.Used)) + " ago", text})
+	}
+	return rows
+}
+
+func mountRows(mounts []build.CacheMount) (rows [][]string) {
+	for _, m := range mounts {
+		rows = append(rows, []string{printable(m.ID), printable(m.Owner), strconv.FormatBool(m.InUse), humanSize(m.Bytes), ago(time.Since(m.Used)) + " ago"})
+	}
+	return rows
 }

@@ -39,6 +39,7 @@ const (
 	hostileAll      = "NARU_HOSTILE"
 	hostileServer   = "NARU_TEST_SERVER"
 	hostileFlood    = "NARU_TEST_FLOOD"
+	hostileClient   = "NARU_TEST_CLIENT"
 )
 
 func TestHostileBuilds(t *testing.T) {
@@ -63,6 +64,12 @@ func hostileIfAsked() {
 	case os.Getenv(hostileServer) != "":
 		fmt.Println(serveApp())
 		os.Exit(1)
+	case os.Getenv(hostileClient) != "":
+		if err := askApp(os.Getenv(hostileClient)); err != nil {
+			fmt.Fprintln(os.Stderr, "clients:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	case os.Getenv(hostileFlood) != "":
 		flood(os.Getenv(hostileFlood))
 		os.Exit(0)
@@ -258,27 +265,37 @@ func TestHostileInside(t *testing.T) {
 			if n := w.reached.Load(); n > 0 {
 				t.Errorf("it reached a service of the host")
 			}
-			var after map[string]string
-			for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(5 * time.Millisecond) { // the kernel takes links away by and by
-				if after = w.snapshot(); equalMaps(before, after) || time.Now().After(deadline) {
-					break
-				}
+			if !all {
+				before = w.compare(t, before)
+				return
 			}
-			for what, was := range before {
-				if after[what] != was {
-					t.Errorf("%s changed:\n%s\nbefore:\n%s", what, after[what], was)
-				}
-			}
-			before = after
-			if all {
-				t.Logf("%6.2f s  %v", time.Since(start).Seconds(), err)
-			}
+			t.Logf("%6.2f s  %v", time.Since(start).Seconds(), err)
 		})
+		if load != nil && load.built(t) { // not while the clients ask: to look is work for the machine
+			before = w.compare(t, before)
+			load.beCalm(t)
+		}
 	}
 	t.Logf("%d hostile builds", done)
 	if load != nil {
+		w.compare(t, before)
 		load.report(t)
 	}
+}
+
+// compare says what has changed since before, and returns how it is now.
+func (w *hostileWorld) compare(t *testing.T, before map[string]string) (after map[string]string) {
+	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(5 * time.Millisecond) { // the kernel takes links away by and by
+		if after = w.snapshot(); equalMaps(before, after) || time.Now().After(deadline) {
+			break
+		}
+	}
+	for what, was := range before {
+		if after[what] != was {
+			t.Errorf("%s changed:\n%s\nbefore:\n%s", what, after[what], was)
+		}
+	}
+	return after
 }
 
 func equalMaps(a, b map[string]string) bool {

@@ -158,9 +158,6 @@ func (r *stageRun) arg(c *instructions.ArgCommand) error {
 			if value, _, err = r.file.lex.ProcessWord(*a.Value, r.env); err != nil {
 				return err
 			}
-			if err := checkWord(*a.Value, value); err != nil {
-				return err
-			}
 			ok = true
 		}
 		if !ok {

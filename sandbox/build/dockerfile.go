@@ -16,7 +16,8 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/command"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
-	"github.com/moby/buildkit/frontend/dockerfile/shell"
+
+	"naru/sandbox/build/words"
 )
 
 // dockerfile is a parsed Dockerfile.
@@ -24,8 +25,7 @@ type dockerfile struct {
 	name   string // as given
 	stages []instructions.Stage
 	args   []instructions.ArgCommand // before the first FROM
-	lex    *shell.Lex                // for one goroutine
-	escape rune
+	lex    *words.Lex                // for one goroutine
 	text   []byte
 	ignore *ignore
 }
@@ -162,8 +162,7 @@ func (d *dockerfile) parse(data []byte) error {
 	if err != nil {
 		return d.syntax(err)
 	}
-	d.escape = ast.EscapeToken
-	d.lex = shell.NewLex(d.escape)
+	d.lex = words.New(ast.EscapeToken)
 	if d.stages, d.args, err = instructions.Parse(ast.AST, nil); err != nil {
 		return d.syntax(err)
 	}

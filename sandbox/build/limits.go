@@ -42,18 +42,6 @@ func (b *budget) left() (left diskuse.Use, err error) {
 	return left, nil
 }
 
-// maxWord bounds a word in bytes after variables were put into it, as the kernel
-// bounds a variable of a process (execve(2), MAX_ARG_STRLEN): ENV A=$A$A, forty times,
-// must not fill this machine's memory.
-const maxWord = 128 << 10
-
-func checkWord(written, w string) error {
-	if len(w) > maxWord && len(w) > 2*len(written) {
-		return fmt.Errorf("a word has %d bytes with its variables; at most %d are possible", len(w), maxWord)
-	}
-	return nil
-}
-
 // charge counts a layer that was made.
 func (b *budget) charge(ctx context.Context, upper string) error {
 	if b.limit == (diskuse.Use{}) {

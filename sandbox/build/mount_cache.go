@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"naru/internal/atomicfile"
-	"naru/sandbox/internal/diskuse"
 )
 
 // Cache mounts lie in <cache dir>/mounts/<key>/<n>/: lock, which is held as long as a
@@ -110,14 +109,8 @@ func (r *stageRun) openCaches(ctx context.Context, list []*runMount, o *openMoun
 
 func (r *stageRun) openCache(ctx context.Context, m *runMount, key string, v *vertex) (*cacheDir, error) {
 	base := filepath.Join(r.cache.mountsDir(), key)
-	if err := os.MkdirAll(base, 0o700); err != nil {
-		return nil, err
-	}
 	info, err := json.Marshal(cacheInfo{Owner: r.o.Owner, ID: m.cacheID()})
 	if err != nil {
-		return nil, err
-	}
-	if err := atomicfile.Replace(filepath.Join(base, cacheInfoFile), info, 0o600); err != nil {
 		return nil, err
 	}
 	lock, dir, err := m.lockCache(ctx, base, v)
@@ -125,7 +118,12 @@ func (r *stageRun) openCache(ctx context.Context, m *runMount, key string, v *ve
 		return nil, err
 	}
 	d := &cacheDir{lock: lock}
-	if err := r.fillCache(ctx, m, dir); err != nil {
+	// Whoever prunes takes away a base without directories, so not before the lock.
+	err = atomicfile.Replace(filepath.Join(base, cacheInfoFile), info, 0o600)
+	if err == nil {
+		err = r.fillCache(ctx, m, dir)
+	}
+	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
 	now := time.Now()
@@ -284,107 +282,4 @@ func (r *stageRun) seed(ctx context.Context, m *runMount, p pick, to *root) erro
 		return nil // the root's were asked for
 	}
 	return to.setMeta("", w.meta(&p, &p.entries[0]))
-}
-
-// CacheMounts lists the directories of cache mounts with their sizes, that which was
-// not used for longest first.
-func (b *Builder) CacheMounts() ([]CacheMount, error) {
-	bases, err := filepath.Glob(filepath.Join(b.cache.mountsDir(), "*"))
-	if err != nil {
-		return nil, fmt.Errorf("list cache mounts: %w", err)
-	}
-	var all []CacheMount
-	for _, base := range bases {
-		var info cacheInfo
-		if data, err := os.ReadFile(filepath.Join(base, cacheInfoFile)); err == nil {
-			_ = json.Unmarshal(data, &info) // for people only
-		}
-		dirs, err := filepath.Glob(filepath.Join(base, "[0-9]*"))
-		if err != nil {
-			return nil, fmt.Errorf("list cache mounts: %w", err)
-		}
-		for _, dir := range dirs {
-			c := CacheMount{Owner: info.Owner, ID: info.ID}
-			if c.Path, err = filepath.Rel(b.cache.dir, dir); err != nil {
-				return nil, fmt.Errorf("list cache mounts: %w", err)
-			}
-			lock, err := tryLockDir(dir, unix.LOCK_EX)
-			if c.InUse = errors.Is(err, unix.EWOULDBLOCK); err != nil && !c.InUse {
-				return nil, fmt.Errorf("list cache mounts: %w", err)
-			}
-			if st, err := os.Stat(filepath.Join(dir, cacheLock)); err == nil {
-				c.Used = st.ModTime()
-			}
-			if lock != nil {
-				lock.Close()
-			}
-			use, err := diskuse.Of(context.Background(), dir, diskuse.Use{})
-			if err != nil {
-				return nil, fmt.Errorf("list cache mounts: %w", err)
-			}
-			c.Bytes = use.Bytes
-			all = append(all, c)
-		}
-	}
-	slices.SortStableFunc(all, func(a, b CacheMount) int { return a.Used.Compare(b.Used) })
-	return all, nil
-}
-
-// evictMounts removes cache mounts until need bytes are free, those that were not
-// used for longest first, and spares what was used after since.
-func (b *Builder) evictMounts(ctx context.Context, need int64, since time.Time) (freed int64, err error) {
-	left := need
-	return b.PruneCacheMounts(ctx, func(c CacheMount) bool {
-		if left <= 0 || c.Used.After(since) {
-			return true
-		}
-		left -= c.Bytes
-		return false
-	})
-}
-
-// PruneCacheMounts removes the cache mounts that no step uses and keep is not true
-// of, and returns how many bytes that freed.
-func (b *Builder) PruneCacheMounts(ctx context.Context, keep func(CacheMount) bool) (freed int64, err error) {
-	all, err := b.CacheMounts()
-	if err != nil {
-		return 0, err
-	}
-	for _, c := range all {
-		if err := context.Cause(ctx); err != nil {
-			return freed, err
-		}
-		if c.InUse || keep(c) {
-			continue
-		}
-		dir := filepath.Join(b.cache.dir, c.Path)
-		lock, err := tryLockDir(dir, unix.LOCK_EX)
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			continue // a step was faster
-		}
-		if err == nil {
-			// Whoever waits for the lock finds that it is another one now.
-			gone := filepath.Join(filepath.Dir(dir), cacheGone+filepath.Base(dir))
-			err = os.RemoveAll(gone) // of somebody who was killed
-			if err == nil {
-				err = os.Rename(dir, gone)
-			}
-			err = errors.Join(err, os.RemoveAll(gone), lock.Close())
-		}
-		if err != nil {
-			return freed, fmt.Errorf("prune cache mount %s: %w", c.ID, err)
-		}
-		_ = removeEmptyBase(filepath.Dir(dir)) // others may use it
-		freed += c.Bytes
-	}
-	return freed, nil
-}
-
-// removeEmptyBase removes what is left of a cache without directories.
-func removeEmptyBase(base string) error {
-	if dirs, err := filepath.Glob(filepath.Join(base, "[0-9]*")); err != nil || len(dirs) > 0 {
-		return err
-	}
-	_ = os.Remove(filepath.Join(base, cacheInfoFile))
-	return os.Remove(base)
 }

@@ -107,7 +107,7 @@ func (b *session) makeRoom(ctx context.Context) error {
 	keep := func(e kept) bool { _, used := b.room.used[e.Key]; return used }
 	freed, err := b.evict(ctx, list, evicting{need: need, keep: keep, hold: b.hold})
 	if err == nil && freed < need { // cache mounts last: nothing else knows what is in them
-		more, mountErr := b.evictMounts(ctx, need-freed, b.begun)
+		_, more, mountErr := b.evictMounts(ctx, need-freed, func(c CacheMount) bool { return c.Used.After(b.begun) })
 		freed, err = freed+more, mountErr
 	}
 	b.room.taken -= freed

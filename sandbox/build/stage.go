@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"naru/sandbox/build/words"
 	"naru/sandbox/image"
 )
 
@@ -42,7 +42,7 @@ type stageRun struct {
 // stage builds one stage; those it needs are done.
 func (b *build) stage(ctx context.Context, st *stage) error {
 	file := *b.file
-	file.lex = shell.NewLex(file.escape)
+	file.lex = file.lex.Fork()
 	r := &stageRun{build: b, st: st, file: &file, fresh: b.o.fresh(st)}
 	var err error
 	if r.state, err = r.begin(ctx); err != nil {
@@ -194,12 +194,9 @@ func (r *stageRun) do(ctx context.Context, cmd instructions.Command) error {
 // expand puts the values of variables into an instruction's words. ARG looks at
 // its own only when it needs them.
 func (r *stageRun) expand(cmd instructions.Command) error {
-	word := func(lex *shell.Lex) instructions.SingleWordExpander {
+	word := func(lex *words.Lex) instructions.SingleWordExpander {
 		return func(w string) (string, error) {
 			value, _, err := lex.ProcessWord(w, r.env)
-			if err == nil {
-				err = checkWord(w, value)
-			}
 			return value, err
 		}
 	}
@@ -215,7 +212,5 @@ func (r *stageRun) expand(cmd instructions.Command) error {
 	if !ok {
 		return nil
 	}
-	lex := shell.NewLex('\\') // the text of heredocs keeps its quotes
-	lex.SkipProcessQuotes = true
-	return c.ExpandRaw(word(lex))
+	return c.ExpandRaw(word(r.file.lex.Raw()))
 }

@@ -127,9 +127,6 @@ func (b *build) globalArgs() (vars, error) {
 				continue
 			}
 			value, _, err := b.file.lex.ProcessWord(*arg.Value, g)
-			if err == nil {
-				err = checkWord(*arg.Value, value)
-			}
 			if err != nil {
 				return g, b.file.at(cmd.Location(), err)
 			}

@@ -21,8 +21,9 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
-	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	"github.com/moby/patternmatcher"
+
+	"naru/sandbox/build/words"
 )
 
 // Finding is one thing that was found.
@@ -116,7 +117,7 @@ func newLinter(text []byte, config *string, found *[]Finding) (*linter.Linter, e
 type checker struct {
 	Options
 	lint    *linter.Linter
-	lex     *shell.Lex
+	lex     *words.Lex
 	stages  []*stage
 	globals env             // the platform's and the ARGs before the first FROM
 	known   map[string]bool // their names, with and without value
@@ -136,7 +137,7 @@ func (c *checker) check(text []byte) error {
 	if err != nil {
 		return err
 	}
-	c.lex = shell.NewLex(ast.EscapeToken)
+	c.lex = words.New(ast.EscapeToken)
 	stageNames(stages, c.lint)
 	casing(stages, c.lint)
 	c.defaultNames(stages, args)

@@ -11,8 +11,9 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
-	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	"github.com/moby/buildkit/util/suggest"
+
+	"naru/sandbox/build/words"
 )
 
 // stage is a FROM and what its instructions have come to.
@@ -246,7 +247,7 @@ func (st *stage) execForm(name string, line instructions.ShellDependantCmdLine, 
 // expand puts the values of variables into the words of an instruction, and
 // reports those that are not there.
 func (c *checker) expand(st *stage, cmd instructions.Command, lines []parser.Range, lint *linter.Linter) error {
-	word := func(lex *shell.Lex) instructions.SingleWordExpander {
+	word := func(lex *words.Lex) instructions.SingleWordExpander {
 		return func(w string) (string, error) {
 			w, unmatched, err := lex.ProcessWord(w, st.env)
 			c.undefined(st, unmatched, lines, lint)
@@ -265,9 +266,7 @@ func (c *checker) expand(st *stage, cmd instructions.Command, lines []parser.Ran
 	if !ok {
 		return nil
 	}
-	lex := shell.NewLex('\\')
-	lex.SkipProcessQuotes = true
-	return x.ExpandRaw(word(lex))
+	return x.ExpandRaw(word(c.lex.Raw()))
 }
 
 // notEnv are ARGs that are no variables: they speak to the builder.
