@@ -183,14 +183,24 @@ func (y *yard) startWriter() (writer int) {
 	y.must(err)
 	writer, err = unix.PidfdOpen(made.Pid, 0)
 	y.must(err)
+	y.shrinkPipe()
+	return writer
+}
+
+// shrinkPipe makes the pipe of the writer one page again, as each new monitor makes
+// it large: the log then holds all that is written between two looks at it.
+func (y *yard) shrinkPipe() {
+	y.t.Helper()
 	id, err := y.e.resolve("victim")
 	y.must(err)
 	pipe, err := os.OpenFile(filepath.Join(y.e.stateDir(id), "stdout"), os.O_RDWR|unix.O_NONBLOCK, 0)
 	y.must(err)
 	defer pipe.Close()
-	_, err = unix.FcntlInt(pipe.Fd(), unix.F_SETPIPE_SZ, os.Getpagesize())
+	eventually(y.t, "the pipe is made small", func() bool { // EBUSY while more than that is in it, fcntl(2)
+		_, err = unix.FcntlInt(pipe.Fd(), unix.F_SETPIPE_SZ, os.Getpagesize())
+		return !errors.Is(err, unix.EBUSY)
+	})
 	y.must(err)
-	return writer
 }
 
 // endWriter ends it, stopped or not, and checks code and log.
@@ -225,6 +235,9 @@ func (y *yard) numbered(place string, last int) int {
 	var b bytes.Buffer
 	y.must(runtime.ReadLog(y.t.Context(), y.e.dir(id), runtime.LogOptions{}, &b, io.Discard))
 	text := b.String()
+	if text == "" && last == 0 { // nothing was written yet
+		return 0
+	}
 	head, rest, _ := strings.Cut(text, "\n")
 	first, n := 0, 0
 	for line := range strings.SplitAfterSeq(rest, "\n") {
@@ -276,6 +289,7 @@ func killMonitorWhileLogging(y *yard) {
 		if pid := y.monitorPid(); pid == 0 {
 			y.t.Fatalf("kill %d: no new monitor", i)
 		}
+		y.shrinkPipe()
 		y.count("calls of a monitor: log, rotate", "monitor", call, "the log is exact")
 	}
 	y.endWriter(writer, last)

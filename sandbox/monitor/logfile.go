@@ -11,6 +11,9 @@ const MinLog = 4 << 10
 // defaultLogFiles is how many files share the bound of a log that names no number.
 const defaultLogFiles = 2
 
+// scrap is the part of a file, 1/scrap, that is not worth a chunk of its own.
+const scrap = 8
+
 // logFile appends to log, and keeps log, log.1 and so on together within a bound.
 //
 // The bytes of a pipe are moved by splice(2), which takes from the pipe exactly
@@ -53,10 +56,15 @@ func (l *logFile) open() {
 	l.fd = fd
 }
 
-// room makes place for a chunk of at most n bytes and says how many fit.
+// room makes place for a chunk of at most n bytes and says how many fit. What does not
+// fit is cut in two: a file that large chunks left half empty would cost the log that
+// half. Only a scrap at its end is left free.
 func (l *logFile) room(n int) int {
 	n = min(n, ChunkMax, int(l.each-HeaderSize))
-	if l.fd >= 0 && l.size+int64(HeaderSize+n) > l.each {
+	if free := l.each - l.size - HeaderSize; l.fd >= 0 && int64(n) > free {
+		if free >= l.each/scrap {
+			return int(free)
+		}
 		l.rotate()
 	}
 	if l.fd < 0 {
