@@ -9,18 +9,15 @@ import "syscall"
 type oomWatch struct {
 	counter int // memory.oom_control or memory.events: the line "oom_kill <count>"
 	event   int // eventfd, v1 only
-	known   int
-	last    int64 // monotonic; 0: none
+	mem     *memory
 }
 
 // oomMoment is how many milliseconds may lie between a kill for memory and an end
 // that it caused: what lost a child must notice that, and exit.
 const oomMoment = 1000
 
-func newOOMWatch(counter, event int) oomWatch {
-	w := oomWatch{counter: counter, event: event}
-	w.known = w.kills()
-	return w
+func newOOMWatch(counter, event int, mem *memory) oomWatch {
+	return oomWatch{counter: counter, event: event, mem: mem}
 }
 
 func (w *oomWatch) fd() int {
@@ -42,13 +39,13 @@ func (w *oomWatch) seen() {
 	if w.event >= 0 {
 		var count [8]byte
 		if _, err := syscall.Read(w.event, count[:]); err == nil {
-			w.last = monotonic()
+			w.mem.oomLast = monotonic()
 		}
 	}
-	if n := w.kills(); n > w.known {
-		w.known = n
+	if n := int64(w.kills()); n > w.mem.oomKnown {
+		w.mem.oomKnown = n
 		if w.event < 0 { // v1 tells before it kills: the count may follow long after the moment
-			w.last = monotonic()
+			w.mem.oomLast = monotonic()
 		}
 	}
 }
@@ -56,7 +53,7 @@ func (w *oomWatch) seen() {
 // justNow says whether a kill for memory was so short ago that it is the reason.
 func (w *oomWatch) justNow() bool {
 	w.seen()
-	return w.known > 0 && w.last > 0 && monotonic()-w.last < oomMoment
+	return w.mem.oomKnown > 0 && w.mem.oomLast > 0 && monotonic()-w.mem.oomLast < oomMoment
 }
 
 // kills reads the counter; the cgroup is younger than the container, so any is ours.
