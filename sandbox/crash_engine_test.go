@@ -213,18 +213,68 @@ func (y *yard) monitorDiesAt(n int, s scene) (died bool) {
 
 // monitorPid finds the monitor in its own cgroup; 0: there is none. While only one
 // container is there, its id need not be known.
-func (y *yard) monitorPid() int {
-	host, err := cgroup.Detect()
-	y.must(err)
-	found, err := filepath.Glob(filepath.Join(host.Unified, "naru-"+y.e.hash, "*.monitor", "cgroup.procs"))
-	y.must(err)
-	for _, path := range found {
-		data, err := os.ReadFile(path)
-		if pid, convErr := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && convErr == nil {
+func (y *yard) monitorPid() int { return y.beside(false) }
+
+// keeperPid finds the keeper.
+func (y *yard) keeperPid() int { return y.beside(true) }
+
+func (y *yard) beside(keeper bool) int {
+	for _, path := range y.monitorGroups() {
+		if pid := named(path, keeper); pid > 0 {
 			return pid
 		}
 	}
 	return 0
+}
+
+// monitorGroups are the lists of processes of the cgroups of monitors.
+func (y *yard) monitorGroups() []string {
+	host, err := cgroup.Detect()
+	y.must(err)
+	found, err := filepath.Glob(filepath.Join(host.Unified, "naru-"+y.e.hash, "*.monitor", "cgroup.procs"))
+	y.must(err)
+	return found
+}
+
+// named finds a monitor or a keeper in a cgroup by its name; 0: there is none.
+func named(procs string, keeper bool) int {
+	data, _ := os.ReadFile(procs) // it may just have gone
+	for _, p := range strings.Fields(string(data)) {
+		name, err := os.ReadFile("/proc/" + p + "/comm")
+		if err == nil && (keeper && strings.HasPrefix(string(name), "naru-keep:") || !keeper && strings.HasPrefix(string(name), "naru:")) {
+			pid, _ := strconv.Atoi(p) // it is one
+			return pid
+		}
+	}
+	return 0
+}
+
+// guarded waits until a monitor other than old has a keeper, and nothing else is there
+// (see monitor/keeper.go: for a moment there is).
+func (y *yard) guarded(old int) (monitor, keeper int) {
+	y.t.Helper()
+	eventually(y.t, "a monitor and its keeper", func() bool {
+		monitor, keeper = y.monitorPid(), y.keeperPid()
+		return monitor > 0 && monitor != old && keeper > 0 && y.besides() == 2
+	})
+	return monitor, keeper
+}
+
+func (y *yard) besides() (n int) {
+	for _, path := range y.monitorGroups() {
+		data, _ := os.ReadFile(path) // it may just have gone
+		n += len(strings.Fields(string(data)))
+	}
+	return n
+}
+
+// killBoth leaves a container without a monitor.
+func (y *yard) killBoth() {
+	y.t.Helper()
+	monitor, keeper := y.guarded(0)
+	y.must(unix.Kill(monitor, unix.SIGSTOP)) // or it would make another keeper
+	y.kill(keeper)
+	y.kill(monitor)
 }
 
 // kill kills a process and waits until it is dead.
@@ -352,10 +402,6 @@ func (y *yard) proveStopped(place string, e *Engine, s scene, c Container) strin
 	case c.ExitKnown && c.ExitCode == 125 && log == s.past()+s.gone(): // the start failed
 	case c.ExitKnown && c.ExitCode == lifeEnd && log == life && s.before == "stopped": // the start was never made
 	case c.ExitKnown && c.ExitCode == s.fate && log == life:
-	case c.ExitKnown && c.ExitCode == lifeEnd && log == life && s.do == "stop":
-		// The monitor died, and the container before anybody gave it another one: what
-		// was in the pipe is gone with its last holder.
-		what += ", its last output lost"
 	case c.ExitKnown && c.ExitCode == 137 && log == lifeLog && s.do == "restart": // the second life never began
 	case !c.ExitKnown && s.before == "running" && strings.HasSuffix(place, ", monitor") && (log == lifeLog || log == life) && !y.tellsExits():
 		// Nobody is left who could be told: its parent is gone, and this kernel tells no other.

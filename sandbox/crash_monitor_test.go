@@ -54,9 +54,12 @@ func (tr *tracing) end() {
 }
 
 // seize asks for a kill before the k-th call.
-func (tr *tracing) seize(pid, k int, follow bool) {
+func (tr *tracing) seize(pid, k int, follow bool) { tr.seizeHalting(pid, k, follow, 0) }
+
+// seizeHalting has another process stopped before.
+func (tr *tracing) seizeHalting(pid, k int, follow bool, halt int) {
 	tr.y.t.Helper()
-	_, err := fmt.Fprintln(tr.in, pid, k, follow)
+	_, err := fmt.Fprintln(tr.in, pid, k, follow, halt)
 	tr.y.must(err)
 	if line, ok := within(tr.lines, 10*time.Second); line != "ready" {
 		tr.y.t.Fatalf("tracer: %q, %v", line, ok)
@@ -174,41 +177,61 @@ const (
 	writerEach  = 32 << 10
 )
 
-// startWriter runs a container that numbers its lines until it has a file /stop.
-func (y *yard) startWriter() (writer int) {
+// writer is a container that numbers its lines until it has a file /stop.
+type writer struct{ pid, pidfd int }
+
+// goOn lets it write again.
+func (y *yard) goOn(w writer) {
+	y.t.Helper()
+	if err := unix.PidfdSendSignal(w.pidfd, unix.SIGCONT, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) { // it may have seen /stop
+		y.t.Fatal(err)
+	}
+}
+
+func (y *yard) startWriter() writer {
 	y.t.Helper()
 	c := sh("i=0; while [ ! -e /stop ]; do i=$((i+1)); echo $i and a few words to fill the line; done; exit 5")
 	c.Name, c.LogMax, c.LogFiles = "victim", writerFiles*writerEach, writerFiles
 	made, err := y.e.Run(y.t.Context(), c, Stdio{})
 	y.must(err)
-	writer, err = unix.PidfdOpen(made.Pid, 0)
+	pidfd, err := unix.PidfdOpen(made.Pid, 0)
 	y.must(err)
+	y.shrinkPipe()
+	eventually(y.t, "it writes", func() bool { return len(logOf(y.t, y.e, "victim")) > 1000 })
+	return writer{made.Pid, pidfd}
+}
+
+// shrinkPipe makes the pipe of the writer one page again, as each new monitor makes
+// it large: the log then holds all that is written between two looks at it.
+func (y *yard) shrinkPipe() {
+	y.t.Helper()
 	id, err := y.e.resolve("victim")
 	y.must(err)
 	pipe, err := os.OpenFile(filepath.Join(y.e.stateDir(id), "stdout"), os.O_RDWR|unix.O_NONBLOCK, 0)
 	y.must(err)
 	defer pipe.Close()
-	_, err = unix.FcntlInt(pipe.Fd(), unix.F_SETPIPE_SZ, os.Getpagesize())
+	eventually(y.t, "the pipe is made small", func() bool { // EBUSY while more than that is in it, fcntl(2)
+		_, err = unix.FcntlInt(pipe.Fd(), unix.F_SETPIPE_SZ, os.Getpagesize())
+		return !errors.Is(err, unix.EBUSY)
+	})
 	y.must(err)
-	return writer
 }
 
 // endWriter ends it, stopped or not, and checks code and log.
-func (y *yard) endWriter(writer, last int) {
+func (y *yard) endWriter(w writer, last int) {
 	y.t.Helper()
 	e := y.fresh()
 	if code, err := e.Exec(y.t.Context(), "victim", ExecOptions{Args: []string{"touch", "/stop"}}); code != 0 || err != nil {
 		y.t.Fatalf("exec: %d, %v", code, err)
 	}
-	if err := unix.PidfdSendSignal(writer, unix.SIGCONT, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) { // it may have seen /stop
-		y.t.Fatal(err)
-	}
+	y.goOn(w)
 	exit, err := e.Wait(y.t.Context(), "victim")
 	y.must(err)
 	if exit.Code != 5 || !exit.Known {
 		y.t.Errorf("the writer ended with %+v", exit)
 	}
 	y.numbered("at the end", last)
+	y.must(unix.Close(w.pidfd))
 	y.must(e.Remove(y.t.Context(), "victim", true))
 	y.clean("writer")
 }
@@ -225,6 +248,9 @@ func (y *yard) numbered(place string, last int) int {
 	var b bytes.Buffer
 	y.must(runtime.ReadLog(y.t.Context(), y.e.dir(id), runtime.LogOptions{}, &b, io.Discard))
 	text := b.String()
+	if text == "" && last == 0 { // nothing was written yet
+		return 0
+	}
 	head, rest, _ := strings.Cut(text, "\n")
 	first, n := 0, 0
 	for line := range strings.SplitAfterSeq(rest, "\n") {
@@ -255,30 +281,27 @@ func (y *yard) numbered(place string, last int) int {
 	return n
 }
 
+// killMonitorWhileLogging leaves it to the keeper that there is another one.
 func killMonitorWhileLogging(y *yard) {
 	tr := y.tracer()
 	defer tr.end()
-	writer := y.startWriter()
-	defer unix.Close(writer)
+	w := y.startWriter()
 	last := 0
 	for i, k := range sample(y, upTo(300), 12) {
-		tr.seize(y.monitorPid(), k%75+1, false)
-		y.must(unix.PidfdSendSignal(writer, unix.SIGCONT, nil, 0))
+		monitor, _ := y.guarded(0)
+		// All that is written between two looks at the log must still be in it: from
+		// the kill on nothing is written until we have looked.
+		tr.seizeHalting(monitor, k%75+1, false, w.pid)
+		y.goOn(w)
 		call := tr.killed(20 * time.Second)
 		if call == "" {
 			y.t.Fatalf("the monitor has ended before call %d", k)
 		}
-		// While nobody holds the new monitor, nothing may be written: all that is
-		// written between two looks at the log must still be in it.
-		y.must(unix.PidfdSendSignal(writer, unix.SIGSTOP, nil, 0))
+		y.guarded(monitor)
 		last = y.numbered(fmt.Sprintf("kill %d, before %s", i, call), last)
-		y.must(y.fresh().Recover(y.t.Context()))
-		if pid := y.monitorPid(); pid == 0 {
-			y.t.Fatalf("kill %d: no new monitor", i)
-		}
 		y.count("calls of a monitor: log, rotate", "monitor", call, "the log is exact")
 	}
-	y.endWriter(writer, last)
+	y.endWriter(w, last)
 }
 
 func upTo(n int) []int {
@@ -289,35 +312,34 @@ func upTo(n int) []int {
 	return all
 }
 
+// lastWords is a container that says 2000 lines and ends with 7 when it is told to.
+func (y *yard) lastWords() (pid int, log string) {
+	y.t.Helper()
+	c := sh("trap 'seq 1 2000; exit 7' TERM; echo ready; sleep 1000 & wait")
+	c.Name = "victim"
+	made, err := y.e.Run(y.t.Context(), c, Stdio{})
+	y.must(err)
+	eventually(y.t, "it is ready", func() bool { return logOf(y.t, y.e, "victim") == "ready\n" })
+	var b strings.Builder
+	b.WriteString("ready\n")
+	for i := range 2000 {
+		fmt.Fprintln(&b, i+1)
+	}
+	return made.Pid, b.String()
+}
+
 // killMonitorAtTheEnd kills between the end of the program and that of its monitor.
 func killMonitorAtTheEnd(y *yard) {
 	tr := y.tracer()
 	defer tr.end()
-	var numbers strings.Builder
-	for i := range 2000 {
-		fmt.Fprintln(&numbers, i+1)
-	}
 	y.calls(200, 5, func(k int) bool {
-		c := sh("trap 'seq 1 2000; exit 7' TERM; echo ready; sleep 1000 & wait")
-		c.Name = "victim"
-		_, err := y.e.Run(y.t.Context(), c, Stdio{})
-		y.must(err)
-		eventually(y.t, "it is ready", func() bool { return logOf(y.t, y.e, "victim") == "ready\n" })
-		tr.seize(y.monitorPid(), k, false)
+		_, want := y.lastWords()
+		monitor, _ := y.guarded(0)
+		tr.seize(monitor, k, false)
 		y.must(y.e.Kill(y.t.Context(), "victim", unix.SIGTERM))
 		call := tr.killed(20 * time.Second)
 		place := fmt.Sprintf("monitor killed before call %d (%s) around an end", k, call)
-		var got Container
-		eventually(y.t, place, func() bool {
-			e := y.fresh()
-			y.must(e.Recover(y.t.Context()))
-			got, err = e.Get(y.t.Context(), "victim")
-			y.must(err)
-			return got.State == "stopped"
-		})
-		outcome := y.judgeEnd(place, got, "ready\n"+numbers.String())
-		y.must(y.e.Remove(y.t.Context(), "victim", true))
-		y.clean(place)
+		outcome := y.judgeEnd(place, want)
 		if call != "" {
 			y.count("calls of a monitor: end", "monitor", call, outcome)
 		}
@@ -325,34 +347,40 @@ func killMonitorAtTheEnd(y *yard) {
 	})
 }
 
-// judgeEnd allows what nobody can know: when the monitor is killed after the program's
-// end and before exit.json is there, its code and what was left in the pipe went with
-// them. It must be said to be unknown then, and nothing may be wrong.
-func (y *yard) judgeEnd(place string, c Container, want string) (outcome string) {
+// judgeEnd is strict: nobody but the keeper is there to see the end, and neither the
+// code nor a byte of the log may be lost.
+func (y *yard) judgeEnd(place, want string) (outcome string) {
 	y.t.Helper()
-	log := logOf(y.t, y.e, "victim")
-	outcome = "stopped with 7"
-	if !c.ExitKnown {
-		outcome = "stopped, unknown end"
-	} else if c.ExitCode != 7 {
-		y.t.Errorf("%s: code %d", place, c.ExitCode)
+	var c Container
+	eventually(y.t, place+": it stops", func() bool {
+		var err error
+		c, err = y.fresh().Get(y.t.Context(), "victim")
+		y.must(err)
+		return c.State == "stopped"
+	})
+	exit, err := y.fresh().Wait(y.t.Context(), "victim")
+	y.must(err)
+	outcome = "stopped with 7, log complete"
+	if !exit.Known && !y.exact {
+		outcome = "stopped, unknown end, log complete"
+	} else if !exit.Known || exit.Code != 7 {
+		y.t.Errorf("%s: %+v", place, exit)
 	}
-	if log != want {
-		outcome += ", log cut off"
+	if log := logOf(y.t, y.e, "victim"); log != want {
+		y.t.Errorf("%s: the log has %d bytes, want %d", place, len(log), len(want))
 	}
-	if !strings.HasPrefix(want, log) {
-		y.t.Errorf("%s: the log is wrong: %d bytes", place, len(log))
-	}
+	y.must(y.e.Remove(y.t.Context(), "victim", true))
+	y.clean(place)
 	return outcome
 }
 
-// killMonitorWhileAdopting kills the second monitor from its execve on.
+// killMonitorWhileAdopting kills both, and the monitor that an engine makes instead from
+// its execve on.
 func killMonitorWhileAdopting(y *yard) {
-	writer := y.startWriter()
-	defer unix.Close(writer)
+	w := y.startWriter()
 	y.calls(100, 4, func(k int) bool {
-		y.kill(y.monitorPid())
-		y.must(unix.PidfdSendSignal(writer, unix.SIGSTOP, nil, 0))
+		y.must(unix.PidfdSendSignal(w.pidfd, unix.SIGSTOP, nil, 0))
+		y.killBoth()
 		last := y.numbered(fmt.Sprintf("before adoption %d", k), anyLine)
 		call, err := y.followed(job{Do: "recover", Barrier: -1, Hold: true}, k)
 		if call == "" {
@@ -362,13 +390,12 @@ func killMonitorWhileAdopting(y *yard) {
 		if err := y.fresh().Recover(y.t.Context()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			y.t.Fatal(err)
 		}
-		if y.monitorPid() == 0 {
-			y.t.Fatalf("call %d (%s): no third monitor", k, call)
-		}
+		y.guarded(0)
+		y.shrinkPipe()
 		y.count("calls of a monitor: adopt", "monitor", fmt.Sprint(k), "the log is exact")
-		y.must(unix.PidfdSendSignal(writer, unix.SIGCONT, nil, 0))
+		y.goOn(w)
 		return true
 	})
 	y.must(y.fresh().Recover(y.t.Context()))
-	y.endWriter(writer, anyLine)
+	y.endWriter(w, anyLine)
 }

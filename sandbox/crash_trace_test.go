@@ -15,10 +15,11 @@ import (
 )
 
 // The tracer is a process of its own, as wait4(2) then tells it of what it traces and
-// of nothing else. It reads orders, one per line: "pid k follow", and answers "ready"
+// of nothing else. It reads orders, one per line: "pid k follow halt", and answers "ready"
 // when it has hold of the process, then "killed <number of the call>" when that was
 // killed before its k-th system call, or "gone <calls>" when it ended before. With
-// follow, the calls that count are those of the program that the process starts.
+// follow, the calls that count are those of the program that the process starts, or
+// becomes. Process halt, if not 0, is stopped before the kill.
 
 const tracerVariable = "NARU_TEST_TRACER"
 
@@ -28,13 +29,13 @@ func tracerIfAsked() {
 	}
 	runtime.LockOSThread() // a tracer is a thread, ptrace(2)
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
-		var pid, k int
+		var pid, k, halt int
 		var follow bool
-		if _, err := fmt.Sscan(in.Text(), &pid, &k, &follow); err != nil {
+		if _, err := fmt.Sscan(in.Text(), &pid, &k, &follow, &halt); err != nil {
 			fmt.Println("error", err)
 			continue
 		}
-		t := tracer{leader: pid, k: k, follow: follow, counted: map[int]bool{}}
+		t := tracer{leader: pid, k: k, follow: follow, halt: halt, counted: map[int]bool{}}
 		if err := t.run(); err != nil {
 			fmt.Println("error", err)
 		}
@@ -49,6 +50,7 @@ type tracer struct {
 	leader  int // whose calls count; with follow not known before execve
 	k       int
 	follow  bool
+	halt    int
 	counted map[int]bool // by thread
 	waits   int          // for threads to stop
 	calls   int
@@ -169,6 +171,9 @@ func (t *tracer) call(tid int) {
 	}
 	if t.calls++; t.calls == t.k {
 		t.killed = nr + 1
+		if t.halt > 0 {
+			_ = unix.Kill(t.halt, unix.SIGSTOP) // ESRCH: it has ended
+		}
 		_ = unix.Kill(t.leader, unix.SIGKILL) // it is traced: the pid is its own
 	}
 }

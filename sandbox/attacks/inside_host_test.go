@@ -56,12 +56,21 @@ func attackKill(args []string) error {
 }
 
 // attackKillName kills the process with that name (comm).
+// attackKillName kills several at once: they are stopped first, so that none can
+// replace another.
 func attackKillName(args []string) error {
-	pid, err := pidOf(args[0])
-	if err != nil {
-		return err
+	for _, sig := range []unix.Signal{unix.SIGSTOP, unix.SIGKILL} {
+		for _, name := range args {
+			pid, err := pidOf(name)
+			if err == nil {
+				err = unix.Kill(pid, sig)
+			}
+			if err != nil {
+				return err
+			}
+		}
 	}
-	return unix.Kill(pid, unix.SIGKILL)
+	return nil
 }
 
 func pidOf(name string) (int, error) {

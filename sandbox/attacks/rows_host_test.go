@@ -229,11 +229,11 @@ func victimKilled(b *box) {
 	}
 }
 
-// monitorKilled knows the monitor by the name that it gives itself.
+// monitorKilled knows the monitor and its keeper by the names that they give themselves.
 func monitorKilled(b *box) {
-	name := "naru:" + b.ID
-	name = name[:min(len(name), 15)] // TASK_COMM_LEN
-	b.attack("killname", name)
+	name, keeper := "naru:"+b.ID, "naru-keep:"+b.ID
+	name, keeper = name[:min(len(name), 15)], keeper[:min(len(keeper), 15)] // TASK_COMM_LEN
+	b.attack("killname", name, keeper)
 	died := false
 	ended := b.Dir + "/exit.json" // a monitor writes it before it ends by itself
 	b.drive = func() result {

@@ -60,16 +60,16 @@ func (c *Callback) decode(d *step.Decoder) {
 // caller runs a Callback.
 type caller struct {
 	Callback
-	runner  *step.Runner // compiled once: nothing may be allocated each time
-	root    int          // of the cgroup2 hierarchy
-	pid     int          // of the one that runs
-	pidfd   int
-	at      int64 // when to run it next, monotonic milliseconds; 0: not
-	started int64 // when the container was started
+	runner *step.Runner // compiled once: nothing may be allocated each time
+	root   int          // of the cgroup2 hierarchy
+	pid    int          // of the one that runs
+	pidfd  int
+	at     int64   // when to run it next, monotonic milliseconds; 0: not
+	mem    *memory // when the container was started
 }
 
 func newCaller(l *Launch, fds []int) caller {
-	c := caller{Callback: l.Callback, root: fdOf(fds, l.CgroupRoot), pidfd: None}
+	c := caller{Callback: l.Callback, root: fdOf(fds, l.CgroupRoot), pidfd: None, mem: l.memory}
 	if len(c.code) == 0 {
 		return c
 	}
@@ -79,11 +79,14 @@ func newCaller(l *Launch, fds []int) caller {
 	return c
 }
 
-// begin is the start of the container, or its adoption.
+// begin is the start of the container, or its adoption, or that its monitor was
+// killed and is back.
 func (c *caller) begin() {
-	c.started = monotonic()
+	if c.mem.started == 0 {
+		c.mem.started = monotonic()
+	}
 	if c.runner != nil && c.First > 0 {
-		c.at = c.started + int64(c.First)
+		c.at = monotonic() + int64(c.First)
 	}
 }
 
@@ -127,23 +130,29 @@ func (c *caller) place() int {
 	return fd
 }
 
-// enter moves this process into it.
-func (c *caller) enter() error {
+// enter moves this process into it, and its keeper.
+func (c *caller) enter(k *keeper) error {
 	group := c.place()
 	if group < 0 {
 		return nil
 	}
 	defer syscall.Close(group)
-	return enterGroup(group)
+	if k.pidfd >= 0 {
+		if err := enterGroup(group, k.pid); err != nil && err != syscall.ESRCH { // its parent has not reaped it: the pid is its own
+			return err
+		}
+	}
+	return enterGroup(group, 0)
 }
 
-func enterGroup(dir int) error {
+// enterGroup moves a process, 0 for this one.
+func enterGroup(dir, pid int) error {
 	fd, err := openAt(dir, "cgroup.procs", syscall.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
 	defer syscall.Close(fd)
-	return writeAll(fd, "0")
+	return writeAll(fd, itoa(pid))
 }
 
 // reap plans the next run of a periodic callback.
@@ -164,21 +173,25 @@ func (c *caller) reap() {
 	}
 }
 
-// after runs the callback that follows the end of the container. The monitor owns
-// nothing of the container any more and leaves its cgroup, so that a next start
-// finds both free; it stays only to start the callback again if that is killed.
-func (c *caller) after() {
-	if c.runner == nil || !c.Ended {
-		return
-	}
+// wanted says whether there is a callback after the end of the container.
+func (c *caller) wanted() bool { return c.runner != nil && c.Ended }
+
+// withdraw leaves the container's cgroup, with the keeper, so that a next start finds
+// it free: as long as somebody has the lock, nobody kills what is there.
+func (c *caller) withdraw(k *keeper) {
 	for range placeTries {
-		if c.enter() == nil {
-			break
+		if c.enter(k) == nil {
+			return
 		}
 	}
-	defer c.vacate()
+}
+
+// after runs the callback that follows the end of the container, of which the monitor
+// owns nothing any more; it stays only to start the callback again if that is killed.
+func (c *caller) after(k *keeper) {
+	defer c.vacate(k)
 	delay := c.Delay
-	if monotonic()-c.started >= int64(c.Settled) {
+	if monotonic()-c.mem.started >= int64(c.Settled) {
 		delay = c.DelayMin
 	}
 	sleep(int64(delay))
@@ -200,11 +213,12 @@ func (c *caller) after() {
 
 // vacate leaves the callbacks' cgroup and removes it with its parent, if we were the
 // last; an error means that others are there.
-func (c *caller) vacate() {
+func (c *caller) vacate(k *keeper) {
+	k.dismiss()
 	if c.root < 0 || c.Group == "" {
 		return
 	}
-	enterGroup(c.root)
+	enterGroup(c.root, 0)
 	const removeDir = 0x200 // AT_REMOVEDIR
 	for name := c.Group; name != ""; name = parent(name) {
 		b := append([]byte(name), 0)

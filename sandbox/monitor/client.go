@@ -14,6 +14,7 @@ import (
 type client struct {
 	fd       int
 	attached bool
+	at       bool // wants ReplyAt
 	once     bool // the input ends with it
 	exit     bool // wants ReplyExited
 	owes     [2]bool
@@ -73,12 +74,17 @@ func (m *monitor) accept() {
 	if err != nil {
 		return
 	}
+	m.client(fd)
+}
+
+func (m *monitor) client(fd int) *client {
 	n := len(m.clients)
 	m.clients = m.clients[:n+1]
 	if m.clients[n] == nil {
 		m.clients[n] = &client{}
 	}
 	*m.clients[n] = client{fd: fd}
+	return m.clients[n]
 }
 
 func (m *monitor) clientOf(fd int) *client {
@@ -112,13 +118,41 @@ func (m *monitor) attach(fd int, body []byte) {
 		reply32(fd, ReplyErrno, uint32(syscall.EINVAL), "")
 		return
 	}
-	const sndbufForce = 32 // SO_SNDBUFFORCE, socket(7)
-	if syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, sndbufForce, clientBuffer) != nil {
-		syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_SNDBUF, clientBuffer)
-	}
 	d := step.Decoder{Buf: body[1:]}
-	c.attached, c.exit, c.once, c.patience = true, true, body[0]&AttachOnce != 0, int64(d.U32())
-	send(fd, []byte{ReplyOK})
+	m.show(c, int64(d.U32()))
+	c.once, c.at = body[0]&AttachOnce != 0, body[0]&AttachAt != 0
+	if !c.at {
+		send(fd, []byte{ReplyOK})
+		return
+	}
+	m.sayPosition(c)
+}
+
+// welcome attaches the creator of a foreground container, before anything is written.
+func (m *monitor) welcome(fd int, patience int64) {
+	c := m.client(fd)
+	m.show(c, patience)
+	c.at = true
+	m.sayPosition(c)
+}
+
+func (m *monitor) show(c *client, patience int64) {
+	enlarge(c.fd, clientBuffer)
+	c.attached, c.exit, c.patience = true, true, patience
+}
+
+// sayPosition says from where on a client gets the output.
+func (m *monitor) sayPosition(c *client) {
+	reply := [1 + PositionSize]byte{ReplyOK}
+	m.log.position().Put(reply[1:])
+	send(c.fd, reply[:])
+}
+
+func enlarge(fd, size int) {
+	const sndbufForce = 32 // SO_SNDBUFFORCE, socket(7)
+	if syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, sndbufForce, size) != nil {
+		syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_SNDBUF, size)
+	}
 }
 
 // deliver offers the present chunk of a stream to the clients that owe it.
@@ -129,7 +163,7 @@ func (m *monitor) deliver(i int) {
 		if !c.owes[i] {
 			continue
 		}
-		switch sendData(c.fd, s.id, s.chunk) {
+		switch c.send(s) {
 		case 0:
 			c.owes[i], c.stalled = false, 0
 		case syscall.EAGAIN:
@@ -143,31 +177,33 @@ func (m *monitor) deliver(i int) {
 	}
 }
 
-// sendData sends one ReplyData without allocating.
-func sendData(fd int, stream byte, data []byte) syscall.Errno {
-	head := [2]byte{ReplyData, stream}
-	vec := [2]syscall.Iovec{{Base: &head[0], Len: 2}, {Base: unsafe.SliceData(data), Len: uint64(len(data))}}
+// send sends the present chunk without allocating.
+func (c *client) send(s *stream) syscall.Errno {
+	head, n := [2 + PositionSize]byte{ReplyData, s.id}, 2
+	if c.at {
+		head[0], n = ReplyAt, len(head)
+		s.end.Put(head[2:])
+	}
+	vec := [2]syscall.Iovec{{Base: &head[0], Len: uint64(n)}, {Base: unsafe.SliceData(s.chunk), Len: uint64(len(s.chunk))}}
 	msg := syscall.Msghdr{Iov: &vec[0], Iovlen: 2}
 	for {
-		_, _, e := syscall.Syscall(syscall.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&msg)), syscall.MSG_NOSIGNAL|syscall.MSG_DONTWAIT)
+		_, _, e := syscall.Syscall(syscall.SYS_SENDMSG, uintptr(c.fd), uintptr(unsafe.Pointer(&msg)), syscall.MSG_NOSIGNAL|syscall.MSG_DONTWAIT)
 		if e != syscall.EINTR {
 			return e
 		}
 	}
 }
 
-// dropStalled ends the connection of clients and copies that take nothing any more.
+// dropStalled ends the connection of clients that take nothing any more, and tells
+// them, for which their buffer gets a little larger.
 func (m *monitor) dropStalled() {
 	for k := 0; k < len(m.clients); k++ {
 		c := m.clients[k]
 		if c.stalled > 0 && monotonic()-c.stalled >= c.patience {
+			enlarge(c.fd, 2*clientBuffer)
+			send(c.fd, []byte{ReplyDropped})
 			m.hangup(c.fd)
 			k--
-		}
-	}
-	for i := range m.out {
-		if s := &m.out[i]; s.stalled > 0 && monotonic()-s.stalled >= copyPatience {
-			s.endCopy()
 		}
 	}
 }
@@ -191,17 +227,17 @@ func (m *monitor) forget(fd int) {
 // endInput lets the container read the end of its input. The fifo's name goes too:
 // a later monitor must not open it again.
 func (m *monitor) endInput() {
-	if m.out[0].tty || m.input.fd < 0 {
+	if m.terminal || m.input.fd < 0 {
 		return
 	}
-	syscall.Close(m.input.fd)
+	bury(m.input.fd)
 	m.input.fd, m.input.rest = None, nil
 	syscall.Unlinkat(m.home, FileStdin)
 }
 
 // resize sets the window; the kernel sends SIGWINCH (ioctl_tty(2)).
 func (m *monitor) resize(body []byte) syscall.Errno {
-	if !m.out[0].tty || m.input.fd < 0 {
+	if !m.terminal || m.input.fd < 0 {
 		return syscall.ENOTTY
 	}
 	if len(body) < 4 {

@@ -8,7 +8,8 @@
 // all descriptors (OpLaunch), clones the container's init, writes its id maps
 // and lets it run its list of steps up to the gate (ReplyReady). After OpCommit, which follows the creator's state.json, the container belongs
 // to the monitor: it copies output to the log, answers on monitor.sock, opens the
-// gate (OpStart), reaps the init, writes exit.json and ends.
+// gate (OpStart), reaps the init, writes exit.json and ends. When it is killed, its
+// keeper goes on in its place (keeper.go, resume.go).
 //
 // It never allocates in its loop, so it runs without garbage collector.
 package monitor

@@ -32,19 +32,24 @@ func (m *monitor) ended() {
 }
 
 // leave lets go of everything that is the container's, so that another start finds
-// it free, and ends after the callback.
+// it free, and ends after the callback. Without the lock a resumed monitor knows that
+// only the callback is left to do.
 func (m *monitor) leave() {
 	if m.committed && m.state == StateRunning {
+		if m.call.wanted() {
+			m.call.withdraw(m.keeper)
+		}
 		for _, c := range m.clients {
 			syscall.Close(c.fd)
 		}
-		for _, fd := range []int{m.creator, m.listen, m.lock, m.out[0].copy, m.out[1].copy, m.out[0].in, m.input.fd} {
-			if fd >= 0 {
-				syscall.Close(fd)
-			}
+		for _, fd := range []int{m.creator, m.listen, m.out[0].in, m.out[1].in, m.feeder, m.input.fd, m.lock} {
+			bury(fd)
 		}
-		m.call.after()
+		if m.call.wanted() {
+			m.call.after(m.keeper)
+		}
 	}
+	m.keeper.dismiss()
 	syscall.Exit(0)
 }
 
@@ -71,7 +76,7 @@ func (m *monitor) record(ws syscall.WaitStatus, known bool) {
 		code = ExitCode(ws)
 	}
 	oom := code == 128+int(syscall.SIGKILL) && m.oom.justNow()
-	text := `{"code":` + itoa(code) + `,"oom":` + boolText(oom) + `,"oom_kills":` + itoa(m.oom.kills()) + `,"lost":` + itoa(int(m.log.lost)) + `,"known":` + boolText(known) + `,"nanos":` + itoa(int(now())) + "}\n"
+	text := `{"code":` + itoa(code) + `,"oom":` + boolText(oom) + `,"oom_kills":` + itoa(m.oom.kills()) + `,"lost":` + itoa(int(m.mem.lost)) + `,"known":` + boolText(known) + `,"nanos":` + itoa(int(now())) + "}\n"
 	const tmp = "." + FileExit + ".tmp"
 	fd, err := openAt(m.dir, tmp, syscall.O_CREAT|syscall.O_WRONLY|syscall.O_TRUNC, 0o600)
 	if err != nil {

@@ -157,7 +157,6 @@ func (x *executor) report() bool {
 // ready gives the creator a pidfd of our own child, whose pid cannot be reused
 // before we reap it.
 func (x *executor) ready() {
-	const sysPidfdOpen = 434
 	e := step.Encoder{Buf: []byte{ReplyReady}}
 	e.U32(uint32(x.pid))
 	fd, _, errno := syscall.Syscall(sysPidfdOpen, uintptr(x.pid), 0, 0)

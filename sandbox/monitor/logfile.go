@@ -11,6 +11,9 @@ const MinLog = 4 << 10
 // defaultLogFiles is how many files share the bound of a log that names no number.
 const defaultLogFiles = 2
 
+// scrap is the part of a file, 1/scrap, that is not worth a chunk of its own.
+const scrap = 8
+
 // logFile appends to log, and keeps log, log.1 and so on together within a bound.
 //
 // The bytes of a pipe are moved by splice(2), which takes from the pipe exactly
@@ -21,16 +24,16 @@ type logFile struct {
 	size    int64 // of log
 	each    int64 // bound of one file
 	files   int
-	lost    uint64 // bytes that were not logged
-	told    uint64 // of these, how many the log tells of
+	ino     uint64  // of log
+	mem     *memory // what is lost, and told of
 	errno   syscall.Errno
 	copies  bool // the file system cannot splice
 	header  [HeaderSize]byte
 	scratch [16 << 10]byte
 }
 
-func openLog(dir int, limit uint64, files uint32) *logFile {
-	l := &logFile{dir: dir, fd: None, files: int(files)}
+func openLog(dir int, limit uint64, files uint32, mem *memory) *logFile {
+	l := &logFile{dir: dir, fd: None, files: int(files), mem: mem}
 	if l.files < 1 {
 		l.files = defaultLogFiles
 	}
@@ -48,15 +51,20 @@ func (l *logFile) open() {
 	}
 	var st syscall.Stat_t
 	if syscall.Fstat(fd, &st) == nil {
-		l.size = st.Size
+		l.size, l.ino = st.Size, st.Ino
 	}
 	l.fd = fd
 }
 
-// room makes place for a chunk of at most n bytes and says how many fit.
+// room makes place for a chunk of at most n bytes and says how many fit. What does not
+// fit is cut in two: a file that large chunks left half empty would cost the log that
+// half. Only a scrap at its end is left free.
 func (l *logFile) room(n int) int {
 	n = min(n, ChunkMax, int(l.each-HeaderSize))
-	if l.fd >= 0 && l.size+int64(HeaderSize+n) > l.each {
+	if free := l.each - l.size - HeaderSize; l.fd >= 0 && int64(n) > free {
+		if free >= l.each/scrap {
+			return int(free)
+		}
 		l.rotate()
 	}
 	if l.fd < 0 {
@@ -70,6 +78,17 @@ func (l *logFile) room(n int) int {
 		return 0
 	}
 	return n
+}
+
+// position is where the log ends now.
+func (l *logFile) position() Position {
+	if l.fd < 0 {
+		l.open()
+	}
+	if l.fd < 0 {
+		return Position{}
+	}
+	return Position{l.ino, uint64(l.size)}
 }
 
 // rotate begins a new file. The oldest goes first, so that the bound holds at every
@@ -146,7 +165,7 @@ func (l *logFile) lose(pipe, n int, keep []byte) (done int) {
 		keep = l.scratch[:]
 	}
 	done = readPipe(pipe, keep[:min(n, len(keep))])
-	l.lost += uint64(done)
+	l.mem.lost += uint64(done)
 	return done
 }
 
@@ -206,7 +225,7 @@ func (l *logFile) write(stream byte, data []byte) int64 {
 	for len(data) > 0 {
 		n := l.room(len(data))
 		if n == 0 || !l.begin(stream, n) {
-			l.lost += uint64(len(data))
+			l.mem.lost += uint64(len(data))
 			return -1
 		}
 		done, err := syscall.Pwrite(l.fd, data[:n], l.size+HeaderSize)
@@ -216,7 +235,7 @@ func (l *logFile) write(stream byte, data []byte) int64 {
 		at = l.size + HeaderSize
 		l.end(stream, n, done)
 		if done < n {
-			l.lost += uint64(len(data) - done)
+			l.mem.lost += uint64(len(data) - done)
 			return -1
 		}
 		data = data[n:]
@@ -226,16 +245,16 @@ func (l *logFile) write(stream byte, data []byte) int64 {
 
 // notice says in the log what is missing from it, once there is room again.
 func (l *logFile) notice() {
-	missing := l.lost - l.told
+	missing := l.mem.lost - l.mem.told
 	if missing == 0 || l.fd < 0 {
 		return
 	}
 	text := "naru: " + itoa(int(missing)) + " bytes of output were not logged: errno " + itoa(int(l.errno)) + "\n"
-	before := l.lost
+	before := l.mem.lost
 	if l.write(StreamNotice, []byte(text)) >= 0 {
-		l.told = before
+		l.mem.told = before
 	}
-	l.lost = before
+	l.mem.lost = before
 }
 
 func readPipe(pipe int, b []byte) int {

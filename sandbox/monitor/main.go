@@ -1,13 +1,15 @@
 package monitor
 
-import (
-	"syscall"
-)
+import "syscall"
 
-// Main is the whole life of the process; personality is argv[0]. It does not return.
-func Main(personality string) {
-	syscall.CloseOnExec(Control)
+// Main is the whole life of the process; personality is argv[0], and arg what follows,
+// if anything does: the number of the record of ArgResume. It does not return.
+func Main(personality, arg string) {
 	syscall.Umask(0o022)
+	if personality == ArgResume {
+		resume(atoi(arg))
+	}
+	syscall.CloseOnExec(Control)
 	b := boot{}
 	for {
 		n, fds, err := receive(Control, b.buf[:], 0)
@@ -29,30 +31,40 @@ func (b *boot) request(personality string, msg []byte, fds []int) {
 		makeUserNS(Control, msg[1:])
 		return
 	}
-	l, fds, ok := launchFrom(fds)
+	var l *Launch
+	ok := len(fds) > 0
+	if ok {
+		l, ok = readLaunch(fds[0])
+	}
 	if !ok {
 		reply32(Control, ReplyFailed, uint32(syscall.EBADMSG), "read launch record")
 		syscall.Exit(1)
 	}
+	fds = fds[1:]
 	setName(l.Name)
 	switch {
 	case personality == ArgExec && msg[0] == OpLaunch:
+		syscall.Close(l.file)
 		execute(l, fds)
 	case msg[0] == OpLaunch:
-		m := newMonitor(l, fds)
-		m.launch(l, fds)
-		m.run()
+		newMonitor(l, fds).launch(l, fds)
 	case msg[0] == OpAdopt:
-		m := newMonitor(l, fds)
-		m.adopt(l, fds)
-		m.run()
+		newMonitor(l, fds).adopt(l, fds)
 	}
 	syscall.Exit(0)
 }
 
-// setName makes the process findable in ps(1), where it would have a descriptor's
-// number. By prctl(2) it would name this thread, which the Go runtime may have made.
-func setName(name string) { _ = writeFile("/proc/self/comm", name) }
+// setName makes the process findable in ps(1), where it would have a descriptor's number.
+// Go may have us in another thread than its first, whose name that is: prctl(2) would
+// not do.
+func setName(name string) { writeFile("/proc/self/comm", name) }
+
+func atoi(s string) (n int) {
+	for _, c := range s {
+		n = 10*n + int(c-'0')
+	}
+	return n
+}
 
 // closeOthers drops the descriptors that were only for the child.
 func closeOthers(fds []int, keep ...int) {

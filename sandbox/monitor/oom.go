@@ -9,19 +9,15 @@ import "syscall"
 type oomWatch struct {
 	counter int // memory.oom_control or memory.events: the line "oom_kill <count>"
 	event   int // eventfd, v1 only
-	known   int
-	last    int64 // monotonic; 0: none
-	met     bool  // v1 has told of a kill that may not be counted yet
+	mem     *memory
 }
 
 // oomMoment is how many milliseconds may lie between a kill for memory and an end
 // that it caused: what lost a child must notice that, and exit.
 const oomMoment = 1000
 
-func newOOMWatch(counter, event int) oomWatch {
-	w := oomWatch{counter: counter, event: event}
-	w.known, _ = w.count()
-	return w
+func newOOMWatch(counter, event int, mem *memory) oomWatch {
+	return oomWatch{counter: counter, event: event, mem: mem}
 }
 
 func (w *oomWatch) fd() int {
@@ -48,12 +44,12 @@ func (w *oomWatch) seen() {
 	}
 	n, there := w.count()
 	if told && there { // else it tells that the group has been removed
-		w.last, w.met = monotonic(), true
+		w.mem.oomLast, w.mem.oomMet = monotonic(), 1
 	}
-	if n > w.known {
-		w.known = n
+	if int64(n) > w.mem.oomKnown {
+		w.mem.oomKnown = int64(n)
 		if w.event < 0 { // v1 tells before it kills: the count may follow long after the moment
-			w.last = monotonic()
+			w.mem.oomLast = monotonic()
 		}
 	}
 }
@@ -61,17 +57,17 @@ func (w *oomWatch) seen() {
 // justNow says whether a kill for memory was so short ago that it is the reason.
 func (w *oomWatch) justNow() bool {
 	w.seen()
-	return w.kills() > 0 && w.last > 0 && monotonic()-w.last < oomMoment
+	return w.kills() > 0 && w.mem.oomLast > 0 && monotonic()-w.mem.oomLast < oomMoment
 }
 
 // kills is how many are known. Where another OCI runtime has removed the cgroup before
 // the count could be read, v1's word for the last one is all there is.
 func (w *oomWatch) kills() int {
 	n, there := w.count()
-	if !there && w.met {
+	if !there && w.mem.oomMet != 0 {
 		n = 1
 	}
-	return max(n, w.known)
+	return max(n, int(w.mem.oomKnown))
 }
 
 // count reads the counter; the cgroup is younger than the container, so any is ours.

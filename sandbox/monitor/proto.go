@@ -13,6 +13,7 @@ const Control = 3
 // Personalities of the tiny program, told by argv[0].
 const (
 	ArgMonitor = "naru-monitor"
+	ArgResume  = "naru-resume" // a keeper, in the place of its monitor that was killed
 	ArgExec    = "naru-exec"
 )
 
@@ -33,17 +34,20 @@ const (
 	OpRotate = 'O' // begin a new log file → ReplyOK
 	OpResize = 'W' // + u16 rows + u16 columns: the terminal's window → ReplyOK, none once attached
 	OpExit   = 'E' // → ReplyExited, when the container has ended and its record is on disk
-	OpAttach = 'T' // + u8 flags + u32 milliseconds of patience → ReplyOK, then ReplyData until ReplyExited
+	OpAttach = 'T' // + u8 flags + u32 milliseconds of patience → ReplyOK, then ReplyData or ReplyAt until ReplyExited or ReplyDropped
 	OpInput  = 'i' // + bytes for the standard input; no reply
 	OpEOF    = 'e' // the standard input ends; no reply
 )
 
 // Protocol is the version of the messages that a monitor knows: 0 is one that
-// says no version in ReplyStatus, 2 came with OpRotate to OpEOF.
-const Protocol = 2
+// says no version in ReplyStatus, 2 came with OpRotate to OpEOF, 3 with AttachAt.
+const Protocol = 3
 
-// AttachOnce is a flag of OpAttach: the standard input ends with this client.
-const AttachOnce = 1
+// Flags of OpAttach.
+const (
+	AttachOnce = 1 // the standard input ends with this client
+	AttachAt   = 2 // output comes as ReplyAt; ReplyOK + Position says where in the log that begins
+)
 
 // MaxInput is how many bytes one OpInput carries, MaxData one ReplyData.
 const (
@@ -53,17 +57,39 @@ const (
 
 // Replies.
 const (
-	ReplyOK     = 'o'
-	ReplyErrno  = '!' // + u32
-	ReplyCloned = 'c' // + u32 pid, with the pidfd: the namespaces exist, the init is at work
-	ReplyHalt   = 'H' // the init has its mounts, has not pivoted, and waits for OpGo
-	ReplyReady  = 'R' // the init is at its gate; from an exec helper + u32 pid, with the pidfd
-	ReplyFailed = 'F' // + u32 errno + name of the step
-	ReplyStatus = 's'
-	ReplyFD     = 'f'
-	ReplyExited = 'X' // + u32 wait status: from an exec helper, and to who asked for OpExit or OpAttach
-	ReplyData   = 'd' // + u8 stream + bytes
+	ReplyOK      = 'o'
+	ReplyErrno   = '!' // + u32
+	ReplyCloned  = 'c' // + u32 pid, with the pidfd: the namespaces exist, the init is at work
+	ReplyHalt    = 'H' // the init has its mounts, has not pivoted, and waits for OpGo
+	ReplyReady   = 'R' // the init is at its gate; from an exec helper + u32 pid, with the pidfd
+	ReplyFailed  = 'F' // + u32 errno + name of the step
+	ReplyStatus  = 's'
+	ReplyFD      = 'f'
+	ReplyExited  = 'X' // + u32 wait status: from an exec helper, and to who asked for OpExit or OpAttach
+	ReplyData    = 'd' // + u8 stream + bytes
+	ReplyAt      = 'D' // + u8 stream + Position behind the bytes + bytes: who loses the connection finds the rest in the log
+	ReplyDropped = 'x' // the client took nothing for too long; what comes without it is a monitor that was killed
 )
+
+// PositionSize is the length of an encoded Position.
+const PositionSize = 16
+
+// Position is a place in the log: the inode of one of its files, and an offset, which
+// is the end of a chunk.
+type Position struct{ Inode, Offset uint64 }
+
+// Put fills b[:PositionSize].
+func (p Position) Put(b []byte) {
+	for i := range 8 {
+		b[i], b[8+i] = byte(p.Inode>>(8*i)), byte(p.Offset>>(8*i))
+	}
+}
+
+// PositionOf reads what Put wrote.
+func PositionOf(b []byte) Position {
+	d := step.Decoder{Buf: b}
+	return Position{d.U64(), d.U64()}
+}
 
 // State bytes of ReplyStatus.
 const (
@@ -109,7 +135,7 @@ type Launch struct {
 	Listen     int          // monitor.sock, listening
 	Lock       int          // held open as long as the monitor lives, see flock(2)
 	Out        [2]int       // read ends of stdout and stderr
-	Copy       [2]int       // live copies
+	Live       int          // a socket whose other end is attached from the start, with livePatience
 	Kill       int          // cgroup.kill
 	OOM        int          // memory.oom_control or memory.events
 	Pidfd      int          // OpAdopt: the init
@@ -123,6 +149,9 @@ type Launch struct {
 	before     step.Code
 	Code       step.Code // the program as it arrived
 	record     []byte    // the mapping in which Code lies
+	file       int       // the memfd behind it
+	head       int       // its length without Code
+	memory     *memory   // shared with that file
 }
 
 // TerminalFD is the descriptor at which a process that has reported to be ready
@@ -131,7 +160,7 @@ const TerminalFD = 900
 
 // Encode returns the record.
 func (l *Launch) Encode() []byte {
-	e := &step.Encoder{Buf: make([]byte, 0, 64<<10)} // what a container with the default mounts takes
+	e := &step.Encoder{Buf: make([]byte, memorySize, 64<<10)} // what a container with the default mounts takes
 	e.String(l.Name)
 	e.U64(l.Flags)
 	e.String(l.UIDMap)
@@ -152,7 +181,10 @@ func (l *Launch) Encode() []byte {
 }
 
 func decodeLaunch(b []byte) (*Launch, bool) {
-	d := &step.Decoder{Buf: b}
+	if len(b) < memorySize {
+		return nil, false
+	}
+	d := &step.Decoder{Buf: b[memorySize:]}
 	l := &Launch{Name: d.String(), Flags: d.U64(), UIDMap: d.String(), GIDMap: d.String()}
 	bits := d.U32()
 	l.Detached, l.Started, l.Solo, l.LogMax = bits&1 != 0, bits&2 != 0, bits&4 != 0, d.U64()
@@ -164,12 +196,13 @@ func decodeLaunch(b []byte) (*Launch, bool) {
 	}
 	l.before = d.Bytes()
 	l.Code = d.Buf
+	l.head = len(b) - len(l.Code)
 	return l, !d.Bad
 }
 
 // indexes lists the fields that name a descriptor, in wire order.
 func (l *Launch) indexes() []*int {
-	return []*int{&l.Cgroup, &l.Dir, &l.State, &l.Listen, &l.Lock, &l.Out[0], &l.Out[1], &l.Copy[0], &l.Copy[1],
+	return []*int{&l.Cgroup, &l.Dir, &l.State, &l.Listen, &l.Lock, &l.Out[0], &l.Out[1], &l.Live,
 		&l.Kill, &l.OOM, &l.Pidfd, &l.Stdio[0], &l.Stdio[1], &l.Stdio[2], &l.In, &l.CgroupRoot, &l.OOMEvent, &l.Hold[0], &l.Hold[1]}
 }
 
@@ -234,24 +267,28 @@ func receive(fd int, buf []byte, flags int) (n int, fds []int, err error) {
 	return n, fds, err
 }
 
-// launchFrom reads the record from the memfd that came first.
-func launchFrom(fds []int) (*Launch, []int, bool) {
-	if len(fds) == 0 {
-		return nil, nil, false
-	}
-	defer syscall.Close(fds[0])
+// readLaunch maps the record in a memfd.
+func readLaunch(fd int) (*Launch, bool) {
 	var st syscall.Stat_t
-	if syscall.Fstat(fds[0], &st) != nil {
-		return nil, nil, false
+	if syscall.Fstat(fd, &st) != nil {
+		return nil, false
 	}
 	// Private, as the kernel may write to an argument of capset(2).
-	buf, err := syscall.Mmap(fds[0], 0, int(st.Size), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE)
+	buf, err := syscall.Mmap(fd, 0, int(st.Size), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE)
 	if err != nil {
-		return nil, nil, false
+		return nil, false
 	}
 	l, ok := decodeLaunch(buf)
-	l.record = buf
-	return l, fds[1:], ok
+	if !ok {
+		return nil, false
+	}
+	l.record, l.file = buf, fd
+	shared, err := syscall.Mmap(fd, 0, memorySize, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	if err != nil {
+		return nil, false
+	}
+	l.memory = (*memory)(unsafe.Pointer(unsafe.SliceData(shared)))
+	return l, true
 }
 
 type pollFD struct {

@@ -25,9 +25,11 @@ func (m *monitor) request(fd int) {
 	}
 	switch m.msg[0] {
 	case OpCommit:
-		m.committed = m.committed || fd == m.creator
 		if m.solo {
 			m.leaveInit(fd)
+		}
+		if fd == m.creator && !m.committed {
+			m.commit()
 		}
 	case OpGo:
 		writeAll(m.init.gate, "G")
@@ -97,7 +99,7 @@ func (m *monitor) sayStatus(fd int) {
 	e := step.Encoder{Buf: []byte{ReplyStatus, m.state}}
 	e.U32(uint32(m.init.pid))
 	e.U32(Protocol)
-	e.U64(m.log.lost)
+	e.U64(m.mem.lost)
 	e.U32(uint32(m.oom.kills()))
 	send(fd, e.Buf)
 }
@@ -122,20 +124,21 @@ func (m *monitor) start(fd int) {
 		m.waiter = None
 		reply32(fd, ReplyErrno, errnoOf(err), "")
 	}
-	syscall.Close(m.init.gate)
+	bury(m.init.gate)
 	m.init.gate = None
 }
 
 // hangup forgets a peer. A container that only its creator may start dies with it.
 func (m *monitor) hangup(fd int) {
-	syscall.Close(fd)
 	if m.waiter == fd {
 		m.waiter = None
 	}
 	if fd != m.creator {
+		syscall.Close(fd)
 		m.forget(fd)
 		return
 	}
+	bury(fd)
 	m.creator = None
 	if !m.committed || m.init.gate >= 0 && !m.detached {
 		pidfdKill(m.init.pidfd, int(syscall.SIGKILL))

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"syscall"
 	"time"
 
@@ -36,11 +37,24 @@ type AttachOptions struct {
 const DefaultPatience = 10 * time.Second
 
 // Attachment is a connection to the standard streams of a running container. Copy
-// is for one goroutine, the other methods for any.
+// is for one goroutine, the other methods for any. When the container's monitor is
+// killed, Copy connects to the one that takes its place, and takes what was written
+// meanwhile from the log: nothing is missing and nothing comes twice.
 type Attachment struct {
+	stateDir, dir string
+	once          bool
+	patience      time.Duration
+	code          int
+	over          bool
+
+	seen  [2]monitor.Position // up to where each stream was written
+	exact bool                // the monitor says positions; an older one does not
+
+	mu     sync.Mutex
 	client *client
-	code   int
-	over   bool
+	next   chan struct{} // closed when client is another one
+	done   chan struct{} // closed when Copy has returned
+	closed bool
 }
 
 // Attach connects to the container's output from now on, and to its standard input
@@ -49,22 +63,43 @@ func (c *Container) Attach(ctx context.Context, o AttachOptions) (*Attachment, e
 	if c.State() == Stopped {
 		return nil, fmt.Errorf("attach to container %s: %w", c.rec.ID, ErrNotRunning)
 	}
-	m, err := dial(c.stateDir)
+	m, err := reach(c.stateDir, c.dir)
 	if err != nil {
 		return nil, fmt.Errorf("attach to container %s: %w", c.rec.ID, err)
 	}
-	if o.Patience <= 0 {
-		o.Patience = DefaultPatience
+	a := newAttachment(c.stateDir, c.dir, m)
+	a.once = o.Once
+	if o.Patience > 0 {
+		a.patience = o.Patience
 	}
-	msg := []byte{monitor.OpAttach, 0}
-	if o.Once {
-		msg[1] |= monitor.AttachOnce
-	}
-	msg = binary.LittleEndian.AppendUint32(msg, uint32(min(o.Patience.Milliseconds(), 1<<31)))
-	if _, err := m.call(ctx, msg, monitor.ReplyOK); err != nil {
+	if err := a.ask(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("attach to container %s: %w", c.rec.ID, tooOld(err)), m.close())
 	}
-	return &Attachment{client: m}, nil
+	return a, nil
+}
+
+func newAttachment(stateDir, dir string, m *client) *Attachment {
+	return &Attachment{stateDir: stateDir, dir: dir, patience: DefaultPatience, client: m, next: make(chan struct{}), done: make(chan struct{})}
+}
+
+// ask attaches.
+func (a *Attachment) ask(ctx context.Context) error {
+	msg := []byte{monitor.OpAttach, monitor.AttachAt}
+	if a.once {
+		msg[1] |= monitor.AttachOnce
+	}
+	msg = binary.LittleEndian.AppendUint32(msg, uint32(min(a.patience.Milliseconds(), 1<<31)))
+	r, err := a.client.call(ctx, msg, monitor.ReplyOK)
+	if err == nil && len(r.body) >= monitor.PositionSize {
+		a.begins(r.body)
+	}
+	return err
+}
+
+// begins takes note of where the output begins.
+func (a *Attachment) begins(position []byte) {
+	at := monitor.PositionOf(position)
+	a.seen, a.exact = [2]monitor.Position{at, at}, true
 }
 
 // tooOld explains what a monitor says to a request that it does not know.
@@ -79,30 +114,79 @@ func tooOld(err error) error {
 // closed (nil) or dropped (ErrDropped), or a writer fails. A terminal has one
 // stream, stdout.
 func (a *Attachment) Copy(stdout, stderr io.Writer) error {
-	buf := make([]byte, 2+monitor.MaxData)
+	defer close(a.done)
+	to := [2]io.Writer{stdout, stderr}
 	for {
-		n, err := a.client.conn.Read(buf)
-		if errors.Is(err, io.EOF) || err == nil && n == 0 {
-			return ErrDropped
+		err := a.copy(to)
+		if err == nil && !a.over && !a.isClosed() { // its monitor was killed
+			err = a.again(to)
 		}
-		if err != nil {
-			return nil // closed by us
-		}
-		switch {
-		case buf[0] == monitor.ReplyExited && n >= 5:
-			a.code, a.over = monitor.ExitCode(syscall.WaitStatus(binary.LittleEndian.Uint32(buf[1:]))), true
-			return nil
-		case buf[0] != monitor.ReplyData || n < 3:
-			continue
-		}
-		to := stdout
-		if buf[1] != monitor.StreamOut {
-			to = stderr
-		}
-		if _, err := to.Write(buf[2:n]); err != nil {
-			return fmt.Errorf("write output: %w", err)
+		if err != nil || a.over || a.isClosed() {
+			return err
 		}
 	}
+}
+
+// copy writes what one connection brings until its end.
+func (a *Attachment) copy(to [2]io.Writer) error {
+	const head = 2 + monitor.PositionSize
+	buf := make([]byte, head+monitor.MaxData)
+	for {
+		n, err := a.client.conn.Read(buf)
+		if err != nil || n == 0 {
+			if a.exact {
+				return nil
+			}
+			return a.unless(ErrDropped)
+		}
+		msg := buf[:n]
+		switch {
+		case msg[0] == monitor.ReplyExited && n >= 5:
+			a.code, a.over = monitor.ExitCode(syscall.WaitStatus(binary.LittleEndian.Uint32(msg[1:]))), true
+			return nil
+		case msg[0] == monitor.ReplyDropped:
+			return a.unless(ErrDropped)
+		case msg[0] == monitor.ReplyOK && n > monitor.PositionSize:
+			a.begins(msg[1:])
+		case msg[0] == monitor.ReplyData && n > 2:
+			err = write(to, msg[1], msg[2:])
+		case msg[0] == monitor.ReplyAt && n > head:
+			err = write(to, msg[1], msg[head:])
+			a.seen[index(msg[1])] = monitor.PositionOf(msg[2:])
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// unless is err, or nil where we have closed the attachment.
+func (a *Attachment) unless(err error) error {
+	if a.isClosed() {
+		return nil
+	}
+	return err
+}
+
+func (a *Attachment) isClosed() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.closed
+}
+
+// index is the place of a stream's writer.
+func index(stream byte) int {
+	if stream == monitor.StreamOut {
+		return 0
+	}
+	return 1
+}
+
+func write(to [2]io.Writer, stream byte, data []byte) error {
+	if _, err := to[index(stream)].Write(data); err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	return nil
 }
 
 // Write sends p to the container's standard input. It waits while the container
@@ -110,12 +194,30 @@ func (a *Attachment) Copy(stdout, stderr io.Writer) error {
 func (a *Attachment) Write(p []byte) (int, error) {
 	done := 0
 	for part := range chunksOf(p, monitor.MaxInput) {
-		if err := a.client.send(append([]byte{monitor.OpInput}, part...)); err != nil {
+		if err := a.send(append([]byte{monitor.OpInput}, part...)); err != nil {
 			return done, err
 		}
 		done += len(part)
 	}
 	return done, nil
+}
+
+// send sends a request, to the next monitor where this one was killed.
+func (a *Attachment) send(msg []byte) error {
+	for {
+		a.mu.Lock()
+		m, next := a.client, a.next
+		a.mu.Unlock()
+		err := m.send(msg)
+		if !lost(err) || !a.exact {
+			return err
+		}
+		select {
+		case <-next:
+		case <-a.done:
+			return err
+		}
+	}
 }
 
 // ExitCode is the container's, once Copy has seen its end.
@@ -134,11 +236,11 @@ func chunksOf(p []byte, size int) func(func([]byte) bool) {
 }
 
 // CloseInput ends the container's standard input; a terminal has no such end.
-func (a *Attachment) CloseInput() error { return a.client.send([]byte{monitor.OpEOF}) }
+func (a *Attachment) CloseInput() error { return a.send([]byte{monitor.OpEOF}) }
 
 // Resize sets the size of the container's terminal in characters.
 func (a *Attachment) Resize(rows, columns uint16) error {
-	return a.client.send(resizeMessage(rows, columns))
+	return a.send(resizeMessage(rows, columns))
 }
 
 func resizeMessage(rows, columns uint16) []byte {
@@ -147,7 +249,12 @@ func resizeMessage(rows, columns uint16) []byte {
 }
 
 // Close lets the container go on without this attachment.
-func (a *Attachment) Close() error { return a.client.close() }
+func (a *Attachment) Close() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.closed = true
+	return a.client.close()
+}
 
 // Resize sets the size of the container's terminal in characters.
 func (c *Container) Resize(ctx context.Context, rows, columns uint16) error {

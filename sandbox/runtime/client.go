@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -22,12 +23,21 @@ const (
 	fileLock   = "lock"
 )
 
+// errLost says that a monitor (or helper) has gone: it has ended, or was killed.
+var errLost = errors.New("monitor has ended")
+
+// lost says whether a connection ended from the other side.
+func lost(err error) bool {
+	return errors.Is(err, errLost) || errors.Is(err, io.EOF) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)
+}
+
 // client talks to a monitor or exec helper.
 type client struct{ conn *net.UnixConn }
 
 // reply is one message from a monitor.
 type reply struct {
 	op    byte
+	body  []byte // all behind op
 	value uint32
 	text  string
 	fds   []int
@@ -111,7 +121,7 @@ func (c *client) receive(ctx context.Context) (reply, error) {
 	buf, oob := make([]byte, 512), make([]byte, unix.CmsgSpace(4*8))
 	n, oobn, _, _, err := c.conn.ReadMsgUnix(buf, oob)
 	if err == nil && n == 0 {
-		err = errors.New("monitor has ended")
+		err = errLost
 	}
 	if err != nil {
 		if ctx.Err() != nil {
@@ -119,7 +129,7 @@ func (c *client) receive(ctx context.Context) (reply, error) {
 		}
 		return reply{}, fmt.Errorf("wait for monitor: %w", err)
 	}
-	r := reply{op: buf[0]}
+	r := reply{op: buf[0], body: buf[1:n]}
 	if n >= 5 {
 		r.value, r.text = binary.LittleEndian.Uint32(buf[1:]), string(buf[5:n])
 	}

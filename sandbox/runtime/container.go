@@ -23,7 +23,7 @@ type Container struct {
 	rec           record
 	pidfd         int           // -1: it had ended before Open
 	group         *cgroup.Group // nil: its state is gone, only exit.json is left
-	copies        *copies
+	live          *live
 
 	mu     sync.Mutex
 	client *client // the creator's own connection, which keeps an undetached container alive
@@ -40,19 +40,44 @@ func (c *Container) Pid() int {
 	return c.rec.Pid
 }
 
-// ask sends one request to the monitor and returns its reply.
+// ask sends one request to the monitor and returns its reply. When the monitor is
+// killed meanwhile, the next one is asked: a request must bear that.
 func (c *Container) ask(ctx context.Context, msg []byte, op byte) (reply, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.client != nil {
-		return c.client.call(ctx, msg, op)
+		r, err := c.client.call(ctx, msg, op)
+		if !lost(err) {
+			return r, err
+		}
+		c.client.close()
+		c.client = nil
 	}
-	m, err := dial(c.stateDir)
+	for {
+		m, err := reach(c.stateDir, c.dir)
+		if err != nil {
+			return reply{}, err
+		}
+		r, err := m.call(ctx, msg, op)
+		m.close()
+		if !lost(err) || c.State() == Stopped || ctx.Err() != nil {
+			return r, err
+		}
+	}
+}
+
+// reach connects to the monitor of a container, and makes one where there is none.
+func reach(stateDir, dir string) (*client, error) {
+	m, err := dial(stateDir)
+	if !errors.Is(err, unix.ECONNREFUSED) {
+		return m, err
+	}
+	c, err := Open(stateDir, dir)
 	if err != nil {
-		return reply{}, err
+		return nil, err
 	}
-	defer m.close()
-	return m.call(ctx, msg, op)
+	defer c.Close() // only its monitor was wanted
+	return dial(stateDir)
 }
 
 // Start lets the created container run. It returns when execve has happened.
@@ -60,7 +85,12 @@ func (c *Container) Start(ctx context.Context) error {
 	if c.pidfd < 0 || ended(c.pidfd) {
 		return fmt.Errorf("start container %s: %w", c.rec.ID, ErrNotRunning)
 	}
-	if _, err := c.ask(ctx, []byte{monitor.OpStart}, monitor.ReplyOK); err != nil {
+	before := c.started()
+	_, err := c.ask(ctx, []byte{monitor.OpStart}, monitor.ReplyOK)
+	if err != nil && !before && c.started() && !errors.As(err, new(*StartError)) {
+		err = nil // the monitor was killed before it could say so
+	}
+	if err != nil {
 		return fmt.Errorf("start container %s: %w", c.rec.ID, err)
 	}
 	if c.rec.Foreign != nil {
@@ -71,6 +101,12 @@ func (c *Container) Start(ctx context.Context) error {
 	return nil
 }
 
+// started says whether the program was ever executed.
+func (c *Container) started() bool {
+	_, err := os.Stat(filepath.Join(c.stateDir, monitor.FileStarted))
+	return err == nil
+}
+
 // State asks the kernel and the state directory for the life stage.
 func (c *Container) State() State {
 	switch {
@@ -79,7 +115,7 @@ func (c *Container) State() State {
 	case c.group.Frozen():
 		return Paused
 	}
-	if _, err := os.Stat(filepath.Join(c.stateDir, monitor.FileStarted)); err == nil {
+	if c.started() {
 		return Running
 	}
 	return Created
@@ -158,8 +194,8 @@ func (c *Container) waitProcess(ctx context.Context) error {
 	return nil
 }
 
-// Wait returns the exit, also when it happened long ago. With live copies it
-// returns when they are complete.
+// Wait returns the exit, also when it happened long ago. With live output it
+// returns when that is complete.
 func (c *Container) Wait(ctx context.Context) (Exit, error) {
 	if err := c.waitProcess(ctx); err != nil {
 		return Exit{}, err
@@ -168,15 +204,13 @@ func (c *Container) Wait(ctx context.Context) (Exit, error) {
 	if err != nil {
 		return e, fmt.Errorf("wait for container %s: %w", c.rec.ID, err)
 	}
-	if c.copies == nil {
+	if c.live == nil {
 		return e, nil
 	}
-	for _, done := range c.copies.done {
-		select {
-		case <-done:
-		case <-ctx.Done():
-			return e, fmt.Errorf("wait for output of container %s: %w", c.rec.ID, ctx.Err())
-		}
+	select {
+	case <-c.live.done:
+	case <-ctx.Done():
+		return e, fmt.Errorf("wait for output of container %s: %w", c.rec.ID, ctx.Err())
 	}
 	return e, nil
 }
@@ -248,7 +282,7 @@ func (c *Container) recordExit() (Exit, error) {
 func (c *Container) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.copies.close()
+	c.live.close()
 	var errs []error
 	if c.client != nil {
 		errs = append(errs, c.client.close())

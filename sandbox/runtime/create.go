@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -47,7 +48,7 @@ type creation struct {
 	userns  *os.File // for id-mapped mounts
 	dev     *os.File // the container's /dev
 	open    []*os.File
-	copies  *copies
+	live    *live
 	made    bool // the state directory is ours to remove
 	rootfs  *os.File
 
@@ -263,7 +264,7 @@ func (c *creation) descriptors() error {
 	if err := keepFiles(l, c.prog, c.Dir, c.StateDir); err != nil {
 		return err
 	}
-	if err := c.liveCopies(); err != nil {
+	if err := c.liveOutput(); err != nil {
 		return err
 	}
 	listen, err := listenSocket(c.StateDir)
@@ -279,19 +280,24 @@ func (c *creation) descriptors() error {
 	return nil
 }
 
-// liveCopies makes the pipes of a foreground container.
-func (c *creation) liveCopies() error {
-	c.copies = &copies{}
-	for i, to := range []*os.File{c.Stdout, c.Stderr} {
-		if to == nil {
-			continue
-		}
-		w, err := c.copies.start(to)
-		if err != nil {
-			return err
-		}
-		c.launch.Copy[i] = c.prog.index(w)
+// liveOutput attaches the creator of a foreground container from the start.
+func (c *creation) liveOutput() error {
+	if c.Stdout == nil && c.Stderr == nil {
+		return nil
 	}
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return err
+	}
+	c.launch.Live = c.prog.index(theirs)
+	a := newAttachment(c.StateDir, c.Dir, ours)
+	a.patience, a.exact = livePatience, true
+	var st unix.Stat_t
+	if unix.Stat(filepath.Join(c.Dir, monitor.FileLog), &st) == nil { // of earlier lives
+		at := monitor.Position{Inode: st.Ino, Offset: uint64(st.Size)}
+		a.seen = [2]monitor.Position{at, at}
+	}
+	c.live = &live{a, [2]io.Writer{&willing{c.Stdout}, &willing{c.Stderr}}, make(chan struct{})}
 	return nil
 }
 
@@ -310,7 +316,7 @@ func (c *creation) adopt(ctx context.Context, pid int, fds []int, flags uint64) 
 		return nil, errors.Join(err, unix.Close(fds[0]))
 	}
 	got := &Container{
-		stateDir: c.StateDir, dir: c.Dir, pidfd: fds[0], group: c.group, client: c.monitor, copies: c.copies,
+		stateDir: c.StateDir, dir: c.Dir, pidfd: fds[0], group: c.group, client: c.monitor, live: c.live,
 		rec: record{Version: recordVersion, ID: c.ID, Cgroup: c.Cgroup, Namespaces: flags, Mapped: c.ids.mapped(), LogMax: int64(c.launch.LogMax),
 			LogFiles: c.LogFiles, Terminal: c.Spec.Process.Terminal, Foreign: foreign},
 	}
@@ -329,7 +335,8 @@ func (c *creation) adopt(ctx context.Context, pid int, fds []int, flags uint64) 
 		unix.Close(got.pidfd)
 		return nil, err
 	}
-	c.copies = nil
+	c.live.start()
+	c.live = nil
 	return got, nil
 }
 
@@ -353,7 +360,7 @@ func (c *creation) undo(ctx context.Context) error {
 	if c.Monitor != nil {
 		errs = append(errs, c.Monitor.Close(ctx))
 	}
-	c.copies.close()
+	c.live.close()
 	c.release()
 	if c.group != nil {
 		errs = append(errs, c.group.Kill(ctx), c.group.Remove())

@@ -64,7 +64,9 @@ func (c *Container) exec(ctx context.Context, e ExecConfig) (Exit, error) {
 	if err := setLimits(int(ready.value), e.Process); err != nil {
 		return Exit{}, err // closing the socket ends the waiting process
 	}
-	if _, err := h.call(ctx, []byte{monitor.OpStart}, monitor.ReplyOK); err != nil {
+	if _, err := h.call(ctx, []byte{monitor.OpStart}, monitor.ReplyOK); lost(err) && !e.Detach {
+		return helperKilled(ctx, pidfd, false, err)
+	} else if err != nil {
 		return Exit{}, err
 	}
 	if e.Detach {
@@ -100,11 +102,47 @@ func waitExec(ctx context.Context, h *client, pidfd int) (Exit, error) {
 		}
 		return Exit{Code: 128 + int(unix.SIGKILL), At: time.Now()}, ctx.Err()
 	}
+	if lost(err) {
+		return helperKilled(ctx, pidfd, true, err)
+	}
 	if err != nil {
 		return Exit{Code: 255, At: time.Now()}, err
 	}
 	return Exit{Code: monitor.ExitCode(syscall.WaitStatus(r.value)), Known: true, At: time.Now()}, nil
 }
+
+// helperKilled goes on waiting without the helper: the kernel keeps the exit status for
+// whoever holds a pidfd (Linux 6.15). A process that was still at its gate exits with
+// notStarted, which is no code of a program then.
+func helperKilled(ctx context.Context, pidfd int, started bool, why error) (Exit, error) {
+	w, err := newExitWaiter(pidfd)
+	if err != nil {
+		return Exit{Code: 255, At: time.Now()}, err
+	}
+	defer w.close()
+	stop := context.AfterFunc(ctx, func() {
+		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) // ESRCH: it has just ended
+	})
+	err = w.wait()
+	if !stop() {
+		return Exit{Code: 128 + int(unix.SIGKILL), At: time.Now()}, ctx.Err()
+	}
+	if err != nil {
+		return Exit{Code: 255, At: time.Now()}, err
+	}
+	for range 100 { // its new parent reaps it any moment
+		if ws, ok := monitor.ExitStatus(pidfd); ok && !started && monitor.ExitCode(ws) == notStarted {
+			break
+		} else if ok {
+			return Exit{Code: monitor.ExitCode(ws), Known: true, At: time.Now()}, nil
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	return Exit{Code: 255, At: time.Now()}, why
+}
+
+// notStarted is the exit code of a process whose list of steps was cut off.
+const notStarted = 125
 
 // launchExec sends the helper its program and everything it needs.
 func (c *Container) launchExec(ctx context.Context, h *client, e ExecConfig) error {

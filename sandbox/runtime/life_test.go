@@ -85,25 +85,68 @@ func eventually(t *testing.T, what string, ok func() bool) {
 // monitorPid finds the monitor in its own cgroup.
 func (b *box) monitorPid(t *testing.T) int {
 	t.Helper()
+	return b.beside(t, "naru:")
+}
+
+// keeperPid finds the keeper of the monitor.
+func (b *box) keeperPid(t *testing.T) int {
+	t.Helper()
+	return b.beside(t, "naru-keep:")
+}
+
+// beside finds the process with such a name, when there are two: a monitor and its keeper.
+func (b *box) beside(t *testing.T, want string) (found int) {
+	t.Helper()
 	host, err := cgroup.Detect()
 	must(t, err)
 	if host.Unified == "" {
 		t.Skip("needs the monitor's cgroup: no cgroup2 is mounted")
 	}
-	data, err := os.ReadFile(filepath.Join(host.Unified, b.Cgroup+".monitor", "cgroup.procs"))
-	must(t, err)
-	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
-	must(t, err)
-	return pid
+	eventually(t, "a monitor and its keeper", func() bool {
+		data, err := os.ReadFile(filepath.Join(host.Unified, b.Cgroup+".monitor", "cgroup.procs"))
+		must(t, err)
+		pids, names := strings.Fields(string(data)), ""
+		for _, p := range pids {
+			name, _ := os.ReadFile("/proc/" + p + "/comm") // it may just have ended
+			names += string(name)
+			if strings.HasPrefix(string(name), want) {
+				found, err = strconv.Atoi(p)
+				must(t, err)
+			}
+		}
+		return len(pids) == 2 && strings.Contains(names, "naru:") && strings.Contains(names, "naru-keep:")
+	})
+	return found
 }
 
+// killMonitor kills the monitor alone: its keeper takes its place.
 func (b *box) killMonitor(t *testing.T) {
 	t.Helper()
-	fd, err := unix.PidfdOpen(b.monitorPid(t), 0)
-	must(t, err)
-	defer unix.Close(fd)
-	must(t, unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0))
-	eventually(t, "monitor ends", func() bool { return ended(fd) })
+	killAll(t, b.monitorPid(t))
+}
+
+// killBoth leaves a container without a monitor.
+func (b *box) killBoth(t *testing.T) {
+	t.Helper()
+	keeper, m := b.keeperPid(t), b.monitorPid(t)
+	stop(t, m) // or it would make another keeper
+	killAll(t, keeper, m)
+}
+
+func stop(t *testing.T, pid int) {
+	t.Helper()
+	must(t, unix.Kill(pid, unix.SIGSTOP))
+}
+
+func killAll(t *testing.T, pids ...int) {
+	t.Helper()
+	for _, pid := range pids {
+		fd, err := unix.PidfdOpen(pid, 0)
+		must(t, err)
+		must(t, unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0))
+		eventually(t, "it ends", func() bool { return ended(fd) })
+		must(t, unix.Close(fd))
+	}
 }
 
 const ticker = `i=0; while [ ! -e /stop ]; do i=$((i+1)); echo tick $i; usleep 20000; done; exit 5`
@@ -174,7 +217,7 @@ func TestContainerOutlivesItsMonitor(t *testing.T) {
 		c := b.create(t)
 		must(t, c.Start(testContext(t)))
 		eventually(t, "first tick", func() bool { return b.log(t) != "" })
-		b.killMonitor(t)
+		b.killBoth(t)
 		if c.State() != Running {
 			t.Fatal(c.State())
 		}
@@ -213,7 +256,7 @@ func TestNobodySawTheEnd(t *testing.T) {
 	must(t, err)
 	fd, err := rec.Find()
 	must(t, err)
-	b.killMonitor(t)
+	b.killBoth(t)
 	must(t, unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0))
 	must(t, unix.Close(fd))
 	_, err = unix.Wait4(rec.Pid, nil, 0, nil)

@@ -6,11 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
+	"slices"
 	"time"
 
 	"naru/sandbox/monitor"
@@ -87,123 +84,52 @@ func (r *logReader) read(ctx context.Context, dir string) error {
 
 // all reads the files of the log, the oldest first.
 func (r *logReader) all(dir string) error {
-	for n := logFiles(dir); n >= 0; n-- {
-		found, err := r.open(dir, logName(n))
-		if err != nil {
-			return err
+	files, err := openLog(dir)
+	if err == nil {
+		err = r.goOn(files)
+	}
+	closeFiles(files)
+	return err
+}
+
+// goOn reads the next files; the last one stays open.
+func (r *logReader) goOn(files []logPart) error {
+	for i := range files {
+		if r.file != nil {
+			r.file.Close()
 		}
-		if found {
-			if err := r.drain(); err != nil {
-				return err
-			}
+		r.file, files[i].File, r.buf = files[i].File, nil, nil
+		if err := r.drain(); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// logName is the file that is n rotations old.
-func logName(n int) string {
-	if n == 0 {
-		return monitor.FileLog
-	}
-	return monitor.FileLog + "." + strconv.Itoa(n)
-}
-
-// logFiles is the number of the oldest file of a log; 0 is the present one. Where a
-// monitor was killed between two renames, some number before it is missing.
-func logFiles(dir string) (oldest int) {
-	entries, _ := os.ReadDir(dir) // what cannot be read has no old files
-	for _, d := range entries {
-		if number, ok := strings.CutPrefix(d.Name(), monitor.FileLog+"."); ok {
-			n, err := strconv.Atoi(number)
-			if err == nil {
-				oldest = max(oldest, n)
-			}
-		}
-	}
-	return oldest
-}
-
-// open goes on to a file, and stays where it is if there is none.
-func (r *logReader) open(dir, name string) (found bool, err error) {
-	f, err := os.Open(filepath.Join(dir, name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	if r.file != nil {
-		r.file.Close()
-	}
-	r.file, r.buf = f, nil
-	return true, nil
-}
-
-// renameTime is more than the renames of a rotation take.
-const renameTime = 5 * time.Millisecond
-
 // more reads on, in the next file when the present one was rotated away.
 func (r *logReader) more(dir string) error {
-	gap, err := r.advance(dir, false)
-	if gap && err == nil {
-		time.Sleep(renameTime)
-		_, err = r.advance(dir, true)
-	}
-	return err
-}
-
-// advance is more; gap says that it stopped as a file is missing: for a moment, while
-// a rotation is under way, or until the next one, if its monitor was killed.
-func (r *logReader) advance(dir string, skip bool) (gap bool, err error) {
 	if r.file != nil {
 		if err := r.drain(); err != nil {
-			return false, err
+			return err
 		}
 	}
-	next, err := r.age(dir)
-	if err != nil || next == 0 {
-		return false, err
-	}
-	if r.file != nil {
-		if err := r.drain(); err != nil { // what came before the rotation
-			return false, err
-		}
-	}
-	for n := next - 1; n >= 0; n-- {
-		found, err := r.open(dir, logName(n))
-		if err != nil || !found && n == 0 { // before the first chunk
-			return false, err
-		}
-		if !found && !skip {
-			return true, nil
-		}
-		if found {
-			if err := r.drain(); err != nil {
-				return false, err
-			}
-		}
-	}
-	return false, nil
-}
-
-// age is how often the file that is being read was rotated; one more than the oldest
-// where it is gone, or none was open yet.
-func (r *logReader) age(dir string) (int, error) {
-	oldest := logFiles(dir)
-	if r.file == nil {
-		return oldest + 1, nil
-	}
-	have, err := r.file.Stat()
+	files, err := openLog(dir)
+	defer func() { closeFiles(files) }()
 	if err != nil {
-		return 0, err
+		return err
 	}
-	for n := range oldest + 1 {
-		if now, err := os.Stat(filepath.Join(dir, logName(n))); err == nil && os.SameFile(have, now) {
-			return n, nil
+	next := 0 // its file may be gone
+	if r.file != nil {
+		inode, err := inodeOf(r.file)
+		if err != nil {
+			return err
+		}
+		next = slices.IndexFunc(files, func(f logPart) bool { return f.inode == inode }) + 1
+		if err := r.drain(); err != nil { // what came before the rotation
+			return err
 		}
 	}
-	return oldest + 1, nil
+	return r.goOn(files[next:])
 }
 
 // drain decodes whole chunks up to the present end of the file.

@@ -196,7 +196,7 @@ func TestNewerAgent(t *testing.T) {
 	if _, err := m.call(testContext(t), []byte{'~', 1, 2, 3}, 'o'); err == nil || !strings.Contains(err.Error(), unix.ENOSYS.Error()) {
 		t.Error(err)
 	}
-	if s, err := c.MonitorStatus(testContext(t)); err != nil || s.Protocol != 2 {
+	if s, err := c.MonitorStatus(testContext(t)); err != nil || s.Protocol != 3 {
 		t.Errorf("%+v %v", s, err)
 	}
 	must(t, c.Kill(testContext(t)))

@@ -3,7 +3,6 @@ package runtime
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -114,7 +113,7 @@ func (c *creation) cgroupDirs(o mountOptions) ([]namedDir, error) {
 // so it gets no SIGPIPE while no monitor lives, and a later monitor can take over.
 func fifos() [2]string { return [2]string{"stdout", "stderr"} }
 
-// stdio makes the standard streams and the pipes of live copies.
+// stdio makes the standard streams.
 func (c *creation) stdio(got *prepared) error {
 	got.supervise = c.Init
 	if c.Spec.Process.Terminal {
@@ -254,36 +253,4 @@ func lockMonitor(stateDir string) (*os.File, error) {
 		return nil, fmt.Errorf("lock monitor: %w", err)
 	}
 	return f, nil
-}
-
-// copies are the live copies of a foreground container: the monitor writes into
-// pipes, never into the caller's files, so that a stopped terminal stops the
-// program and not the monitor.
-type copies struct {
-	readers []*os.File
-	done    []chan struct{}
-}
-
-func (c *copies) start(to *os.File) (*os.File, error) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	done := make(chan struct{})
-	c.readers, c.done = append(c.readers, r), append(c.done, done)
-	go func() {
-		defer close(done)
-		io.Copy(to, r)
-		r.Close() // the caller's file is gone: the monitor stops copying
-	}()
-	return w, nil
-}
-
-func (c *copies) close() {
-	if c == nil {
-		return
-	}
-	for _, r := range c.readers {
-		r.Close()
-	}
 }

@@ -6,6 +6,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"naru/sandbox/monitor"
 )
 
 // spawn starts the tiny program with one end of a control socket. cgroup is a
@@ -28,7 +30,7 @@ func spawn(personality string, cgroup *os.File) (*client, error) {
 	pidfd := -1
 	attr := &syscall.ProcAttr{
 		Dir:   "/",
-		Env:   []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=16MiB"},
+		Env:   monitor.Environment(),
 		Files: []uintptr{null.Fd(), null.Fd(), null.Fd(), theirs.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
 	}

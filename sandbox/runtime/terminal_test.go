@@ -213,14 +213,14 @@ func TestInitReapsAndForwards(t *testing.T) {
 	}
 }
 
-// A terminal hangs up with its monitor. The first process of a container ignores that
+// A terminal hangs up with its monitor and keeper. The first process of a container ignores that
 // unless it wants to know, and is adopted without its terminal.
 func TestTerminalHangsUpWithItsMonitor(t *testing.T) {
 	b := newBox(t, true, "sh", "-c", "while [ ! -e /stop ]; do sleep 0.02; done; exit 5")
 	b.Spec.Process.Terminal = true
 	c := b.create(t)
 	must(t, c.Start(testContext(t)))
-	b.killMonitor(t)
+	b.killBoth(t)
 	c, err := Open(b.StateDir, b.Dir)
 	must(t, err)
 	defer c.Close()

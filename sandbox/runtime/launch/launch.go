@@ -15,29 +15,37 @@ import (
 // naru/sandbox/runtime, told by argv[0]; then it never returns. It must be the
 // first call in main and in TestMain.
 func Main() {
-	switch name := arg0(); name {
-	case monitor.ArgMonitor, monitor.ArgExec:
+	switch name, arg := arguments(); name {
+	case monitor.ArgMonitor, monitor.ArgResume, monitor.ArgExec:
 		runtime.LockOSThread()
-		monitor.Main(name)
+		monitor.Main(name, arg)
 	}
 }
 
-// arg0 reads the name from procfs: package os would double the start-up time.
-func arg0() string {
+// arguments are the first two. They are read from procfs: package os would double the
+// start-up time.
+func arguments() (name, arg string) {
 	fd, err := syscall.Open("/proc/self/cmdline", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
-		return ""
+		return "", ""
 	}
 	defer syscall.Close(fd)
 	var buf [32]byte
 	n, err := syscall.Read(fd, buf[:])
 	if err != nil {
-		return ""
+		return "", ""
 	}
-	for i, c := range buf[:n] {
-		if c == 0 {
-			return string(buf[:i])
+	name, rest := cut(string(buf[:n]))
+	arg, _ = cut(rest)
+	return name, arg
+}
+
+// cut splits at the first NUL; without one there is no argument.
+func cut(s string) (before, after string) {
+	for i := range len(s) {
+		if s[i] == 0 {
+			return s[:i], s[i+1:]
 		}
 	}
-	return ""
+	return "", ""
 }

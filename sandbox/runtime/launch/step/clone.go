@@ -15,6 +15,7 @@ const (
 	CloneIntoCgroup = 0x200000000
 	CloneNewCgroup  = 0x2000000
 	CloneNewTime    = 0x80
+	CloneFiles      = 0x400 // the child shares the table of descriptors
 )
 
 // cloneArgs is struct clone_args of linux/sched.h, CLONE_ARGS_SIZE_VER2.

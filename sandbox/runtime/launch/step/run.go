@@ -115,6 +115,10 @@ func (r *Runner) Run() (int, syscall.Errno) {
 		if c.number == Fail {
 			return i, sticky
 		}
+		if c.number == Again {
+			i = int(c.skip) - 1
+			continue
+		}
 		var a [6]uintptr
 		for k := range a {
 			a[k] = c.args[k]

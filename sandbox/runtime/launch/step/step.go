@@ -47,6 +47,10 @@ const Fail = ^uint32(0)
 // argument. It reaps, passes signals on, and exits as that child does.
 const Supervise = ^uint32(1)
 
+// Again is not a system call: the program goes on at the step that Skip counts from the
+// first one, with the registers as they are.
+const Again = ^uint32(2)
+
 // Arg is one argument of a system call.
 type Arg struct {
 	Kind    Kind
