@@ -62,7 +62,7 @@ func TestApps(t *testing.T) {
 		m.naru(t, "import", debian(t), "debian:bookworm")
 	}
 	for name, want := range map[string]string{
-		"go": "Hello, world.", "node": "node: express 4.21.2", "python": "python: flask", "java": `java: {"layers":2}`, "static": "static: 2 files",
+		"go": "go 1.0: Don't communicate", "node": "node: express 4.21.2", "python": "python: flask", "java": `java: {"layers":2}`, "static": "static: 2 files",
 	} {
 		if which != "all" && !strings.Contains(","+which+",", ","+name+",") {
 			continue
