@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 
-
 	"naru/internal/atomicfile"
 	"naru/sandbox/volume"
 )
