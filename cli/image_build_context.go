@@ -28,11 +28,11 @@ func (f *buildFlags) prepare(ctx context.Context, env *Env, arg string) (cleanup
 	}
 	if arg != "-" {
 		info, err := os.Stat(arg)
-		if err == nil && !info.IsDir() {
-			err = fmt.Errorf("%s is no directory; a Dockerfile is given with --file", arg)
+		if err != nil { // exit code 1, as docker build
+			return nil, fmt.Errorf("context: %w", err)
 		}
-		if err != nil {
-			return nil, usage("context: %w", err)
+		if !info.IsDir() {
+			return nil, usage("context: %s is no directory; a Dockerfile is given with --file", arg)
 		}
 		f.options.Context = arg
 		if f.options.Dockerfile != "-" {

@@ -26,7 +26,11 @@ type machine struct{ bin, root, run string }
 func newMachine(t *testing.T, bin string) machine {
 	dir := t.TempDir()
 	m := machine{bin, filepath.Join(dir, "root"), filepath.Join(dir, "run")}
-	t.Cleanup(func() { _ = m.command("rm", "--all", "--force").Run() })
+	t.Cleanup(func() { // what a failed test has left, and the network of builds
+		if out, err := m.command("system", "reset", "--force").CombinedOutput(); err != nil {
+			t.Errorf("reset: %v\n%s", err, out)
+		}
+	})
 	return m
 }
 
