@@ -123,6 +123,8 @@ func endsOf(t *testing.T, c console, path string) {
 		t.Errorf("stop: exit code %s", out)
 	}
 	c.ok("start", "on")
+	// One that is killed before its program has begun ends with what its runtime says then.
+	waitFor(t, "the program runs", func() bool { return c.code("exec", "on", "true") == 0 })
 	c.ok("kill", "on")
 	if out := c.ok("wait", "on"); out != "137\n" {
 		t.Errorf("kill: exit code %s", out)
