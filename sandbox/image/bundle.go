@@ -10,7 +10,6 @@ import (
 	"io"
 	"maps"
 	"strings"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -179,7 +178,7 @@ func (a *archiving) write(ctx context.Context, b Bundle) (top ocispec.Descriptor
 		a.images[0].names = names
 		err = a.index()
 	} else {
-		err = a.layoutOf(top, names, b.Entry)
+		err = a.layout(entriesOf(top, names, b.Entry))
 	}
 	if err != nil {
 		return top, err
@@ -207,37 +206,6 @@ func parseNames(list []string) ([]reference, error) {
 		names = append(names, r)
 	}
 	return names, nil
-}
-
-// layoutOf writes the files of a layout that holds one index.
-func (a *archiving) layoutOf(top ocispec.Descriptor, names []reference, entry map[string]string) error {
-	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
-	for _, name := range names {
-		top.Annotations = name.annotations(entry)
-		index.Manifests = append(index.Manifests, top)
-	}
-	if len(names) == 0 {
-		top.Annotations = entry
-		index.Manifests = append(index.Manifests, top)
-	}
-	for _, file := range []struct {
-		name    string
-		content any
-	}{{ocispec.ImageLayoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}}, {ocispec.ImageIndexFile, index}} {
-		data, err := json.Marshal(file.content)
-		if err != nil {
-			return err
-		}
-		if err := a.bytes(file.name, data); err != nil {
-			return err
-		}
-	}
-	for _, dir := range []string{"blobs/", "blobs/sha256/"} {
-		if err := a.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755, ModTime: time.Unix(0, 0)}); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // PushBundle sends a bundle to a registry under a name, and gives the entry of

@@ -192,17 +192,26 @@ func (s *Store) manifestFor(img Image, config []byte, layers []layerInfo) ([]byt
 // index writes the files that say what the archive holds; first, so that a
 // reader of the stream knows what to expect.
 func (e *export) index() error {
-	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
-	docker := []dockerManifest{}
+	entries, docker := []ocispec.Descriptor{}, []dockerManifest{}
 	for _, x := range e.images {
-		index.Manifests = append(index.Manifests, x.descriptors()...)
+		entries = append(entries, x.descriptors()...)
 		docker = append(docker, x.docker())
 	}
-	layout := ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}
-	for _, file := range []struct {
-		name    string
-		content any
-	}{{ocispec.ImageLayoutFile, layout}, {ocispec.ImageIndexFile, index}, {"manifest.json", docker}} {
+	return e.layout(entries, archiveFile{"manifest.json", docker})
+}
+
+// archiveFile is a document of an archive, which becomes JSON.
+type archiveFile struct {
+	name    string
+	content any
+}
+
+// layout writes what makes a tar an OCI layout (image-layout.md) with these entries,
+// and more files behind that.
+func (e *export) layout(entries []ocispec.Descriptor, more ...archiveFile) error {
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: entries}
+	files := []archiveFile{{ocispec.ImageLayoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}}, {ocispec.ImageIndexFile, index}}
+	for _, file := range append(files, more...) {
 		data, err := json.Marshal(file.content)
 		if err != nil {
 			return err
@@ -222,13 +231,18 @@ func (e *export) index() error {
 // descriptors gives one entry of the index for each name.
 func (x *exported) descriptors() []ocispec.Descriptor {
 	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(x.manifest), Size: int64(len(x.manifest))}
-	if len(x.names) == 0 {
-		desc.Annotations = x.entry
+	return entriesOf(desc, x.names, x.entry)
+}
+
+// entriesOf is a document of an index under each of its names, or under none.
+func entriesOf(desc ocispec.Descriptor, names []reference, annotations map[string]string) []ocispec.Descriptor {
+	if len(names) == 0 {
+		desc.Annotations = annotations
 		return []ocispec.Descriptor{desc}
 	}
 	var all []ocispec.Descriptor
-	for _, name := range x.names {
-		desc.Annotations = name.annotations(x.entry)
+	for _, name := range names {
+		desc.Annotations = name.annotations(annotations)
 		all = append(all, desc)
 	}
 	return all
